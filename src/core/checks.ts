@@ -1,0 +1,44 @@
+/** Argument checks whose wording is the same everywhere. Each returns its value so that it can be used in place. */
+
+import { ConfigError, expectation } from "./errors.js";
+
+/** An integer in [min, max]. */
+export function checkInteger(
+  where: string,
+  name: string,
+  value: unknown,
+  { min = -Infinity, max = Infinity, hint = "" }: { min?: number; max?: number; hint?: string } = {},
+): number {
+  if (typeof value !== "number" || !Number.isInteger(value) || value < min || value > max) {
+    throw new ConfigError(expectation(where, `${name} to be an integer${range(min, max)}`, value, hint));
+  }
+  return value;
+}
+
+/** A finite number in [min, max]. */
+export function checkNumber(
+  where: string,
+  name: string,
+  value: unknown,
+  { min = -Infinity, max = Infinity, hint = "" }: { min?: number; max?: number; hint?: string } = {},
+): number {
+  if (typeof value !== "number" || !Number.isFinite(value) || value < min || value > max) {
+    throw new ConfigError(expectation(where, `${name} to be a finite number${range(min, max)}`, value, hint));
+  }
+  return value;
+}
+
+/** One of a closed list of words. */
+export function checkOneOf<T extends string>(where: string, name: string, value: unknown, choices: readonly T[]): T {
+  if (!choices.includes(value as T)) {
+    throw new ConfigError(expectation(where, `${name} to be one of ${choices.join(", ")}`, value));
+  }
+  return value as T;
+}
+
+function range(min: number, max: number): string {
+  if (min === -Infinity && max === Infinity) return "";
+  if (max === Infinity) return ` of at least ${min}`;
+  if (min === -Infinity) return ` of at most ${max}`;
+  return ` from ${min} to ${max}`;
+}

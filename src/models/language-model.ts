@@ -1,0 +1,185 @@
+/**
+ * The paper's language model (Shazeer et al. 2017, Figure 1 and App. C): embedding → LSTM → MoE → LSTM → softmax. With the MoE replaced it is one
+ * of the dense baselines of equal computation.
+ */
+
+import { checkInteger, checkNumber } from "../core/checks.js";
+import { NonFiniteError } from "../core/errors.js";
+import type { MoEOutput } from "../moe/layer.js";
+import { MoE } from "../moe/layer.js";
+import { Dropout, Embedding, Linear, Lstm } from "../nn/layers.js";
+import { Module, fanInUniform, parameter, type Init, type RunContext } from "../nn/module.js";
+import { add, relu, sigmoid } from "../tensor/ops/elementwise.js";
+import { linearCrossEntropy, sampledCrossEntropy, type Candidates } from "../tensor/ops/losses.js";
+import type { LstmState } from "../tensor/ops/lstm.js";
+import { reshape } from "../tensor/ops/shape.js";
+import type { Tensor } from "../tensor/tensor.js";
+
+/** What stands between the two LSTM layers. */
+export type MiddleConfig =
+  | { kind: "moe"; numExperts: number; topK: number; expertHiddenSize: number; importanceWeight: number; loadWeight: number }
+  /** One feed-forward network that every token uses: MoE-1-Wide has one hidden layer, MoE-1-Deep four. */
+  | { kind: "dense"; hiddenSizes: readonly number[] }
+  /** Further LSTM layers: 4xLSTM has two. */
+  | { kind: "lstm"; layers: number }
+  | { kind: "none" };
+
+export interface LanguageModelConfig {
+  vocabSize: number;
+  /** Width of every layer's input and output. */
+  hiddenSize: number;
+  /** Units of an LSTM layer; with more than hiddenSize they are projected back (LSTM-2048-512). */
+  lstmSize: number;
+  middle: MiddleConfig;
+  /** On the output of embedding, LSTM and MoE. */
+  dropout: number;
+  /** Sigmoid on the MoE's output (App. C). */
+  sigmoid: boolean;
+  /** Add each layer's input to its output. */
+  residual: boolean;
+  /** Every weight starts uniform in [−initScale, initScale] (Zaremba et al. 2014) instead of by fan-in. */
+  initScale?: number | undefined;
+  seed: number;
+}
+
+export interface LanguageModelOutput {
+  /** Mean cross-entropy over the targets that count, in nats. */
+  loss: Tensor;
+  /** Balance losses of the MoE, if there is one. */
+  auxLoss?: Tensor;
+  moe?: MoEOutput;
+  /** To be passed to the next batch of the same text. */
+  states: LstmState[];
+}
+
+/** A feed-forward network of one or more hidden ReLU layers: the single expert of MoE-1-Wide and MoE-1-Deep. */
+export class FeedForward extends Module {
+  readonly layers: readonly Linear[];
+
+  constructor({ hiddenSize, hiddenSizes, name, seed }: { hiddenSize: number; hiddenSizes: readonly number[]; name: string; seed: number }) {
+    super();
+    const widths = [hiddenSize, ...hiddenSizes, hiddenSize];
+    this.layers = widths.slice(1).map((outputSize, i) => {
+      const inputSize = widths[i]!;
+      // He et al. 2015 before a ReLU, LeCun at the output.
+      const init: Init = i < hiddenSizes.length ? { kind: "uniform", bound: Math.sqrt(6 / inputSize) } : fanInUniform(inputSize);
+      return new Linear({ name: `${name}.${i}`, seed, inputSize, outputSize, bias: false, init });
+    });
+  }
+
+  forward(x: Tensor): Tensor {
+    return this.layers.reduce((h, layer, i) => layer.forward(i === 0 ? h : relu(h)), x);
+  }
+}
+
+export class LanguageModel extends Module {
+  readonly config: LanguageModelConfig;
+  readonly embedding: Embedding;
+  readonly lstm: readonly Lstm[];
+  readonly moe: MoE | undefined;
+  readonly dense: FeedForward | undefined;
+  /** (V, D) and (V) */
+  readonly softmaxWeight: Tensor;
+  readonly softmaxBias: Tensor;
+  readonly #dropouts: readonly Dropout[];
+
+  constructor(config: LanguageModelConfig) {
+    super();
+    this.config = config;
+    const { vocabSize, hiddenSize, lstmSize, middle, dropout, initScale, seed } = config;
+    checkInteger("LanguageModel", "vocabSize", vocabSize, { min: 2 });
+    checkInteger("LanguageModel", "hiddenSize", hiddenSize, { min: 1 });
+    checkInteger("LanguageModel", "lstmSize", lstmSize, { min: 1 });
+    checkNumber("LanguageModel", "dropout", dropout, { min: 0, max: 0.99 });
+    const init = initScale === undefined ? undefined : ({ kind: "uniform", bound: initScale } as const);
+    const withInit = init ? { init } : {};
+    this.embedding = new Embedding({ name: "embedding", seed, vocabSize, hiddenSize, ...withInit });
+    const layers = 2 + (middle.kind === "lstm" ? middle.layers : 0);
+    const projectionSize = lstmSize === hiddenSize ? undefined : hiddenSize;
+    this.lstm = Array.from({ length: layers }, (_, i) => new Lstm({ name: `lstm.${i}`, seed, inputSize: hiddenSize, hiddenSize: lstmSize, projectionSize, ...withInit }));
+    if (middle.kind === "moe") this.moe = new MoE({ ...middle, hiddenSize, name: "moe", seed });
+    if (middle.kind === "dense") this.dense = new FeedForward({ hiddenSize, hiddenSizes: middle.hiddenSizes, name: "dense", seed });
+    this.softmaxWeight = parameter("softmaxWeight", [vocabSize, hiddenSize], init ?? { kind: "normal", std: 1 / Math.sqrt(hiddenSize) }, seed);
+    this.softmaxBias = parameter("softmaxBias", [vocabSize], init ?? { kind: "zeros" }, seed);
+    this.#dropouts = ["embedding", ...this.lstm.map((_, i) => `lstm.${i}`), "middle"].map((name) => new Dropout(dropout, name));
+  }
+
+  /**
+   * The vectors that the softmax sees.
+   * @param inputs int32 (T, B), time first; @param resets int32 (T, B), 1 where a new text begins; @param states from the batch before
+   */
+  hidden(inputs: Tensor, context: RunContext, states?: readonly LstmState[], resets?: Tensor): { output: Tensor; states: LstmState[]; moe?: MoEOutput } {
+    const drop = (x: Tensor, i: number): Tensor => this.#dropouts[i]!.forward(x, context);
+    const next: LstmState[] = [];
+    let moe: MoEOutput | undefined;
+    let x = drop(this.embedding.forward(inputs), 0);
+    for (const [i, layer] of this.lstm.entries()) {
+      const { output, state } = layer.forward(x, states?.[i], resets);
+      next.push(state);
+      x = this.#residual(drop(output, 1 + i), x);
+      if (i > 0 || this.config.middle.kind === "none" || this.config.middle.kind === "lstm") continue;
+      let y: Tensor;
+      if (this.moe) {
+        moe = this.moe.forward(x, context);
+        y = moe.output;
+      } else y = this.dense!.forward(x);
+      if (this.config.sigmoid) y = sigmoid(y);
+      x = this.#residual(drop(y, this.#dropouts.length - 1), x);
+    }
+    return { output: x, states: next, ...(moe ? { moe } : {}) };
+  }
+
+  #residual(y: Tensor, x: Tensor): Tensor {
+    return this.config.residual ? add(y, x) : y;
+  }
+
+  /**
+   * Mean cross-entropy of predicting `targets` (T, B; -1 is left out).
+   * @param candidates classes of a sampled softmax; the exact softmax over the vocabulary when left out (always so in evaluation)
+   */
+  forward(
+    { inputs, targets, resets }: { inputs: Tensor; targets: Tensor; resets?: Tensor },
+    context: RunContext = this.ownContext(),
+    states?: readonly LstmState[],
+    candidates?: Candidates,
+  ): LanguageModelOutput {
+    const { output, states: next, moe } = this.hidden(inputs, context, states, resets);
+    const rows = reshape(output, [-1, this.config.hiddenSize]);
+    const loss = candidates
+      ? sampledCrossEntropy(rows, this.softmaxWeight, this.softmaxBias, targets, candidates)
+      : linearCrossEntropy(rows, this.softmaxWeight, this.softmaxBias, targets);
+    return { loss, states: next, ...(moe ? { auxLoss: moe.auxLoss, moe } : {}) };
+  }
+
+  /** @throws NonFiniteError naming the first layer whose output is not finite; for finding what broke a loss */
+  explainNonFinite(inputs: Tensor, context: RunContext, states?: readonly LstmState[], resets?: Tensor): NonFiniteError {
+    for (const [name, p] of this.namedParameters()) {
+      if (!p.dataSync().every(Number.isFinite)) return new NonFiniteError(`Parameter ${name} holds a value that is not finite. Lower the learning rate or clip harder (--max-grad-norm).`);
+    }
+    const { output } = this.hidden(inputs, context, states, resets);
+    const where = output.dataSync().every(Number.isFinite) ? "softmax" : this.moe ? "the LSTM and MoE layers" : "the LSTM layers";
+    return new NonFiniteError(`The loss became non-finite in ${where}: activations overflow. Lower the learning rate or clip harder (--max-grad-norm).`);
+  }
+}
+
+/** Multiply-adds of a forward pass per token, without the softmax, and parameters without embedding and softmax (Tables 7 and 8). */
+export function computeCost(config: LanguageModelConfig): { opsPerTimestep: number; parameters: number } {
+  const { hiddenSize: D, lstmSize: H, middle } = config;
+  const projected = H === D ? 0 : H * D;
+  const oneLstm = 2 * D * 4 * H + projected;
+  const layers = 2 + (middle.kind === "lstm" ? middle.layers : 0);
+  let ops = layers * oneLstm;
+  let parameters = layers * oneLstm;
+  if (middle.kind === "dense") {
+    const widths = [D, ...middle.hiddenSizes, D];
+    const size = widths.slice(1).reduce((sum, width, i) => sum + widths[i]! * width, 0);
+    ops += size;
+    parameters += size;
+  } else if (middle.kind === "moe") {
+    const expert = 2 * D * middle.expertHiddenSize;
+    // The gate's two products, W_g and W_noise, are computed for every expert.
+    ops += middle.topK * expert + 2 * D * middle.numExperts;
+    parameters += middle.numExperts * (expert + 2 * D);
+  }
+  return { opsPerTimestep: ops, parameters };
+}

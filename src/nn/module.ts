@@ -1,0 +1,105 @@
+/** Modules: things with parameters. Parameters are found by walking properties, and named by the path to them. */
+
+import type { RandomKey } from "../backend/backend.js";
+import { streamId } from "../core/random.js";
+import { defaultBackend } from "../tensor/default-backend.js";
+import { keep } from "../tensor/scope.js";
+import { empty, Tensor, type Shape } from "../tensor/tensor.js";
+
+/** What a forward pass depends on besides its input. Everything random follows from it, so one context gives one result. */
+export interface RunContext {
+  /** Dropout and gating noise happen only while training. */
+  training: boolean;
+  seed: number;
+  /** Number of the training step: noise differs between steps. */
+  step: number;
+  /** Global index of the first row of this call; rows draw their own noise, whoever computes them. */
+  firstRow: number;
+}
+
+export abstract class Module {
+  /** Whether `forward` without a context trains (dropout, gating noise). Set by `train()` and `eval()`. */
+  training = true;
+  #calls = 0;
+
+  /** Every parameter by its path, such as `experts.inputWeight`, in a fixed order. */
+  namedParameters(prefix = ""): Map<string, Tensor> {
+    const found = new Map<string, Tensor>();
+    for (const [property, value] of Object.entries(this)) collect(found, value, prefix ? `${prefix}.${property}` : property);
+    return found;
+  }
+
+  parameters(): Tensor[] {
+    return [...new Set(this.namedParameters().values())];
+  }
+
+  /** Number of trainable scalars. */
+  numParameters(): number {
+    return this.parameters().reduce((sum, p) => sum + p.size, 0);
+  }
+
+  train(): this {
+    return this.#setTraining(true);
+  }
+
+  eval(): this {
+    return this.#setTraining(false);
+  }
+
+  /** Frees all parameters and their gradients. */
+  dispose(): void {
+    for (const parameter of this.parameters()) {
+      parameter.zeroGrad();
+      parameter.dispose();
+    }
+  }
+
+  #setTraining(training: boolean): this {
+    for (const module of this.#modules()) module.training = training;
+    return this;
+  }
+
+  *#modules(): Generator<Module> {
+    yield this;
+    for (const value of Object.values(this)) {
+      for (const part of Array.isArray(value) ? value : [value]) if (part instanceof Module) yield* part.#modules();
+    }
+  }
+
+  /** The context of a call that was given none: the module's own mode, and a new step each time. */
+  protected ownContext(): RunContext {
+    return { training: this.training, seed: 0, step: this.#calls++, firstRow: 0 };
+  }
+}
+
+function collect(found: Map<string, Tensor>, value: unknown, path: string): void {
+  if (value instanceof Tensor) {
+    if (value.requiresGrad && !value.node) found.set(path, value);
+  } else if (value instanceof Module) {
+    for (const [name, parameter] of value.namedParameters(path)) found.set(name, parameter);
+  } else if (Array.isArray(value)) {
+    for (const [i, part] of value.entries()) collect(found, part, `${path}.${i}`);
+  }
+}
+
+/** How a parameter starts. Random ones are drawn from a stream of the parameter's own name, so the order of construction does not matter. */
+export type Init = { kind: "zeros" } | { kind: "ones" } | { kind: "uniform"; bound: number } | { kind: "normal"; std: number };
+
+/** Makes a trainable tensor that outlives every scope. @param name path in the model; also the name of its random stream */
+export function parameter(name: string, shape: Shape, init: Init, seed = 0): Tensor {
+  const backend = defaultBackend();
+  const p = keep(empty(shape, "float32", backend));
+  p.requiresGrad = true;
+  p.name = name;
+  const key: RandomKey = { seed, stream: streamId("init", name), step: 0 };
+  if (init.kind === "zeros") backend.fill(p.buffer, 0, p.size);
+  else if (init.kind === "ones") backend.fill(p.buffer, 1, p.size);
+  else if (init.kind === "uniform") backend.randomUniform(p.buffer, p.size, key, 0, -init.bound, init.bound);
+  else backend.randomNormal(p.buffer, p.size, key, 0, 0, init.std);
+  return p;
+}
+
+/** Uniform with the variance 1/fanIn that keeps the scale of activations (LeCun). */
+export function fanInUniform(fanIn: number): Init {
+  return { kind: "uniform", bound: Math.sqrt(3 / Math.max(fanIn, 1)) };
+}

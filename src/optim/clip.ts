@@ -1,0 +1,37 @@
+/** The global norm of gradients: clipping, and the check that they are finite. */
+
+import { NonFiniteError } from "../core/errors.js";
+import { scope } from "../tensor/scope.js";
+import { zeros, type Tensor } from "../tensor/tensor.js";
+
+/** √Σ g² over all gradients present, reading only the rows in use. */
+export function globalNorm(parameters: readonly Tensor[]): number {
+  return scope(() => {
+    const withGrad = parameters.filter((p) => p.grad);
+    if (withGrad.length === 0) return 0;
+    const total = zeros([1], "float32", withGrad[0]!.backend);
+    for (const p of withGrad) addSquares(p, total);
+    return Math.sqrt(total.dataSync()[0]!);
+  });
+}
+
+function addSquares(p: Tensor, total: Tensor): void {
+  const { value, rows } = p.grad!;
+  const width = rows ? value.size / Math.max(rows.size, 1) : value.size;
+  p.backend.sumSquares(value.buffer, value.size, rows?.buffer ?? null, width, total.buffer);
+}
+
+/**
+ * The factor by which gradients have to be multiplied so that their norm is at most `maxNorm` (Pascanu et al. 2013).
+ * @throws NonFiniteError naming the first parameter whose gradient is not finite
+ */
+export function clipScale(parameters: readonly Tensor[], maxNorm: number | undefined): { norm: number; scale: number } {
+  const norm = globalNorm(parameters);
+  if (!Number.isFinite(norm)) throw new NonFiniteError(`Gradient of ${firstNonFinite(parameters)} is not finite. Lower the learning rate, clip harder (maxGradNorm), or check the input for NaN.`);
+  return { norm, scale: maxNorm !== undefined && norm > maxNorm ? maxNorm / norm : 1 };
+}
+
+function firstNonFinite(parameters: readonly Tensor[]): string {
+  const culprit = parameters.find((p) => p.grad && !Number.isFinite(globalNorm([p])));
+  return culprit?.name || "the parameters (their squares overflow together)";
+}

@@ -1,0 +1,33 @@
+/** Learning-rate schedules: functions from the step (counted from 1) to a rate. */
+
+import { checkInteger, checkNumber } from "../core/checks.js";
+
+export type Schedule = (step: number) => number;
+
+/** The same rate at every step. */
+export function constant(learningRate: number): Schedule {
+  checkNumber("constant", "learningRate", learningRate, { min: 0 });
+  return () => learningRate;
+}
+
+/**
+ * Rises linearly to `peak` over `warmupSteps`, then falls with 1/√step (Shazeer et al. 2017, App. C):
+ * peak · min(step / warmupSteps, √(warmupSteps / step)).
+ */
+export function inverseSquareRoot(peak: number, warmupSteps: number): Schedule {
+  checkNumber("inverseSquareRoot", "peak", peak, { min: 0 });
+  checkInteger("inverseSquareRoot", "warmupSteps", warmupSteps, { min: 1 });
+  return (step) => peak * Math.min(step / warmupSteps, Math.sqrt(warmupSteps / Math.max(step, 1)));
+}
+
+/**
+ * Constant for `holdSteps`, then multiplied by `factor` at the start of every further `everySteps`
+ * (Zaremba et al. 2014: hold 4 epochs, then halve each epoch).
+ */
+export function stepDecay(learningRate: number, { holdSteps, everySteps, factor }: { holdSteps: number; everySteps: number; factor: number }): Schedule {
+  checkNumber("stepDecay", "learningRate", learningRate, { min: 0 });
+  checkInteger("stepDecay", "holdSteps", holdSteps, { min: 0 });
+  checkInteger("stepDecay", "everySteps", everySteps, { min: 1 });
+  checkNumber("stepDecay", "factor", factor, { min: 0, max: 1 });
+  return (step) => learningRate * factor ** Math.max(0, Math.ceil((step - holdSteps) / everySteps));
+}

@@ -1,0 +1,15 @@
+/** The engine's public face: tensors, scopes, the tape and every operation. */
+
+export { Tensor, tensor, empty, full, zeros, type Shape, type Gradient } from "./tensor.js";
+export { scope, keep } from "./scope.js";
+export { backward, noGrad } from "./tape.js";
+export { defaultBackend, setDefaultBackend } from "./default-backend.js";
+export * from "./ops/elementwise.js";
+export * from "./ops/shape.js";
+export * from "./ops/products.js";
+export * from "./ops/reduce.js";
+export * from "./ops/rows.js";
+export * from "./ops/gating.js";
+export * from "./ops/random.js";
+export * from "./ops/losses.js";
+export * from "./ops/lstm.js";

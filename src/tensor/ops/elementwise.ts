@@ -1,0 +1,127 @@
+/** Elementwise functions and arithmetic with NumPy broadcasting. */
+
+import type { BinaryOp, UnaryOp } from "../../backend/backend.js";
+import { broadcastShapes, checkOperands, expandedStrides, spreadOf } from "../shapes.js";
+import { record } from "../tape.js";
+import { empty, full, sameShape, type Shape, type Tensor } from "../tensor.js";
+
+function unary(op: UnaryOp, x: Tensor): Tensor {
+  checkOperands(op, "float32", x);
+  const y = empty(x.shape, "float32", x.backend);
+  x.backend.unary(op, x.buffer, y.buffer, x.size);
+  // The node keeps y's memory, not y itself: y holds the node, and a cycle would be freed late.
+  const saved = y.alias();
+  return record(op, y, [x], (dy) => {
+    const dx = empty(x.shape, "float32", x.backend);
+    x.backend.unaryGrad(op, x.buffer, saved.buffer, dy.buffer, dx.buffer, x.size);
+    return [dx];
+  });
+}
+
+export const neg = (x: Tensor): Tensor => unary("neg", x);
+export const exp = (x: Tensor): Tensor => unary("exp", x);
+export const log = (x: Tensor): Tensor => unary("log", x);
+export const sqrt = (x: Tensor): Tensor => unary("sqrt", x);
+export const square = (x: Tensor): Tensor => unary("square", x);
+export const abs = (x: Tensor): Tensor => unary("abs", x);
+export const reciprocal = (x: Tensor): Tensor => unary("reciprocal", x);
+export const tanh = (x: Tensor): Tensor => unary("tanh", x);
+export const sigmoid = (x: Tensor): Tensor => unary("sigmoid", x);
+export const relu = (x: Tensor): Tensor => unary("relu", x);
+/** GELU, tanh approximation. */
+export const gelu = (x: Tensor): Tensor => unary("gelu", x);
+export const silu = (x: Tensor): Tensor => unary("silu", x);
+/** log(1 + eˣ). */
+export const softplus = (x: Tensor): Tensor => unary("softplus", x);
+/** Φ, the standard normal distribution function. */
+export const normalCdf = (x: Tensor): Tensor => unary("normalCdf", x);
+
+/** scale·x + shift, for numbers. */
+export function affine(x: Tensor, scale: number, shift = 0): Tensor {
+  checkOperands("affine", "float32", x);
+  const y = empty(x.shape, "float32", x.backend);
+  x.backend.affine(x.buffer, scale, shift, y.buffer, x.size);
+  return record("affine", y, [x], (dy) => {
+    const dx = empty(x.shape, "float32", x.backend);
+    x.backend.affine(dy.buffer, scale, 0, dx.buffer, x.size);
+    return [dx];
+  });
+}
+
+/** Sum of `gradient` (shape `from`) over the axes along which `to` was broadcast. */
+function reduceTo(gradient: Tensor, to: Shape): Tensor {
+  if (sameShape(gradient.shape, to)) return gradient;
+  const spread = spreadOf(to, gradient.shape);
+  const result = empty(to, "float32", gradient.backend);
+  if (spread) {
+    gradient.backend.spreadSum(gradient.buffer, spread, 1, result.buffer, gradient.size);
+  } else {
+    gradient.backend.fill(result.buffer, 0, result.size);
+    gradient.backend.stridedAdd(gradient.shape, gradient.buffer, expandedStrides(gradient.shape, gradient.shape), result.buffer, expandedStrides(to, gradient.shape));
+  }
+  return result;
+}
+
+/** A tensor repeated to `shape` by broadcasting. */
+export function expand(x: Tensor, shape: Shape): Tensor {
+  checkOperands("expand", "float32", x);
+  const target = broadcastShapes("expand", x.shape, shape);
+  const y = empty(target, "float32", x.backend);
+  x.backend.stridedCopy(target, x.buffer, expandedStrides(x.shape, target), y.buffer, expandedStrides(target, target));
+  return record("expand", y, [x], (dy) => [reduceTo(dy, x.shape)]);
+}
+
+/** out = a op b of broadcast shape, without a tape. */
+function apply(op: BinaryOp, a: Tensor, b: Tensor, shape: Shape): Tensor {
+  const out = empty(shape, "float32", a.backend);
+  let [left, right] = [a, b];
+  let [aSpread, bSpread] = [spreadOf(a.shape, shape), spreadOf(b.shape, shape)];
+  if (!aSpread) [left, aSpread] = [expandPlain(a, shape), spreadOf(shape, shape)!];
+  if (!bSpread) [right, bSpread] = [expandPlain(b, shape), spreadOf(shape, shape)!];
+  a.backend.binary(op, left.buffer, aSpread, right.buffer, bSpread, out.buffer, out.size);
+  return out;
+}
+
+function expandPlain(x: Tensor, shape: Shape): Tensor {
+  const y = empty(shape, "float32", x.backend);
+  x.backend.stridedCopy(shape, x.buffer, expandedStrides(x.shape, shape), y.buffer, expandedStrides(shape, shape));
+  return y;
+}
+
+/** Numbers become scalars of the other operand's backend. */
+function operands(op: string, a: Tensor | number, b: Tensor | number): [Tensor, Tensor, Shape] {
+  const like = typeof a === "number" ? (b as Tensor) : a;
+  const left = typeof a === "number" ? full([], a, "float32", like.backend) : a;
+  const right = typeof b === "number" ? full([], b, "float32", like.backend) : b;
+  checkOperands(op, "float32", left, right);
+  return [left, right, broadcastShapes(op, left.shape, right.shape)];
+}
+
+export function add(a: Tensor | number, b: Tensor | number): Tensor {
+  const [x, y, shape] = operands("add", a, b);
+  return record("add", apply("add", x, y, shape), [x, y], (dy, needs) => [needs[0] ? reduceTo(dy, x.shape) : undefined, needs[1] ? reduceTo(dy, y.shape) : undefined]);
+}
+
+export function sub(a: Tensor | number, b: Tensor | number): Tensor {
+  const [x, y, shape] = operands("sub", a, b);
+  return record("sub", apply("sub", x, y, shape), [x, y], (dy, needs) => [needs[0] ? reduceTo(dy, x.shape) : undefined, needs[1] ? reduceTo(affine(dy, -1), y.shape) : undefined]);
+}
+
+export function mul(a: Tensor | number, b: Tensor | number): Tensor {
+  const [x, y, shape] = operands("mul", a, b);
+  return record("mul", apply("mul", x, y, shape), [x, y], (dy, needs) => [
+    needs[0] ? reduceTo(apply("mul", dy, y, shape), x.shape) : undefined,
+    needs[1] ? reduceTo(apply("mul", dy, x, shape), y.shape) : undefined,
+  ]);
+}
+
+export function div(a: Tensor | number, b: Tensor | number): Tensor {
+  const [x, y, shape] = operands("div", a, b);
+  return record("div", apply("div", x, y, shape), [x, y], (dy, needs) => {
+    const overY = apply("div", dy, y, shape);
+    return [
+      needs[0] ? reduceTo(overY, x.shape) : undefined,
+      needs[1] ? reduceTo(affine(apply("mul", overY, apply("div", x, y, shape), shape), -1), y.shape) : undefined,
+    ];
+  });
+}

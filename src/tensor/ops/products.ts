@@ -1,0 +1,116 @@
+/** Matrix products: plain, batched, and grouped over ragged groups of rows (the experts of an MoE layer). */
+
+import { TensorError } from "../../core/errors.js";
+import { checkOperands } from "../shapes.js";
+import { record, type InputGradient } from "../tape.js";
+import { empty, sameShape, type Tensor } from "../tensor.js";
+
+/**
+ * a·b over the last two axes. `a` (..., m, k) with `b` (k, n): all leading axes of a are rows. With leading axes on both they must be equal
+ * (batched product).
+ * @throws TensorError when the inner sizes differ
+ */
+export function matmul(a: Tensor, b: Tensor): Tensor {
+  checkOperands("matmul", "float32", a, b);
+  if (a.rank < 1 || b.rank < 2) throw new TensorError(`matmul: expected at least a vector and a matrix, got [${a.shape.join(", ")}] and [${b.shape.join(", ")}].`);
+  const k = a.shape.at(-1)!;
+  const [inner, n] = b.shape.slice(-2) as [number, number];
+  if (k !== inner) throw new TensorError(`matmul: expected inner sizes to agree, got [${a.shape.join(", ")}] and [${b.shape.join(", ")}].`);
+  return b.rank === 2 ? rowsTimesMatrix(a, b, k, n) : batched(a, b, k, n);
+}
+
+function rowsTimesMatrix(a: Tensor, b: Tensor, k: number, n: number): Tensor {
+  const backend = a.backend;
+  const m = a.shape.slice(0, -1).reduce((product, size) => product * size, 1);
+  const y = empty([...a.shape.slice(0, -1), n], "float32", backend);
+  backend.gemm(false, false, m, n, k, 1, a.buffer, k, b.buffer, n, 0, y.buffer, n);
+  return record("matmul", y, [a, b], (dy, needs) => {
+    const gradients: InputGradient[] = [undefined, undefined];
+    if (needs[0]) {
+      const da = empty(a.shape, "float32", backend);
+      backend.gemm(false, true, m, k, n, 1, dy.buffer, n, b.buffer, n, 0, da.buffer, k);
+      gradients[0] = da;
+    }
+    if (needs[1]) {
+      const db = empty(b.shape, "float32", backend);
+      backend.gemm(true, false, k, n, m, 1, a.buffer, k, dy.buffer, n, 0, db.buffer, n);
+      gradients[1] = db;
+    }
+    return gradients;
+  });
+}
+
+function batched(a: Tensor, b: Tensor, k: number, n: number): Tensor {
+  const backend = a.backend;
+  const lead = a.shape.slice(0, -2);
+  if (a.rank < 3 || !sameShape(lead, b.shape.slice(0, -2))) {
+    throw new TensorError(`matmul: expected equal leading axes, got [${a.shape.join(", ")}] and [${b.shape.join(", ")}].`);
+  }
+  const m = a.shape.at(-2)!;
+  const batch = lead.reduce((product, size) => product * size, 1);
+  const y = empty([...lead, m, n], "float32", backend);
+  backend.gemmBatched(batch, false, false, m, n, k, 1, a.buffer, k, m * k, b.buffer, n, k * n, 0, y.buffer, n, m * n);
+  return record("matmul", y, [a, b], (dy, needs) => {
+    const gradients: InputGradient[] = [undefined, undefined];
+    if (needs[0]) {
+      const da = empty(a.shape, "float32", backend);
+      backend.gemmBatched(batch, false, true, m, k, n, 1, dy.buffer, n, m * n, b.buffer, n, k * n, 0, da.buffer, k, m * k);
+      gradients[0] = da;
+    }
+    if (needs[1]) {
+      const db = empty(b.shape, "float32", backend);
+      backend.gemmBatched(batch, true, false, k, n, m, 1, a.buffer, k, m * k, dy.buffer, n, m * n, 0, db.buffer, n, k * n);
+      gradients[1] = db;
+    }
+    return gradients;
+  });
+}
+
+/**
+ * y[r] = x[r]·w[e] for the rows r in offsets[e]..offsets[e+1]: one product per group, each with its own matrix.
+ * Groups without rows cost nothing and get no gradient: that of `w` is by rows (see `Gradient`), one row a group.
+ * @param x (M, p) grouped rows; @param w (E, p, q); @param offsets int32 (E+1). Rows beyond the last offset are left undefined.
+ */
+export function groupedMatmul(x: Tensor, w: Tensor, offsets: Tensor): Tensor {
+  checkOperands("groupedMatmul", "float32", x, w);
+  checkOperands("groupedMatmul", "int32", offsets);
+  const [m, p] = x.shape as [number, number];
+  const [groups, inner, q] = w.shape as [number, number, number];
+  if (x.rank !== 2 || w.rank !== 3 || inner !== p || offsets.size !== groups + 1) {
+    throw new TensorError(`groupedMatmul: expected x (M, p), w (E, p, q), offsets (E+1), got [${x.shape.join(", ")}], [${w.shape.join(", ")}], [${offsets.shape.join(", ")}].`);
+  }
+  const backend = x.backend;
+  const y = empty([m, q], "float32", backend);
+  backend.groupedGemm(offsets.buffer, groups, x.buffer, w.buffer, false, y.buffer, p, q);
+  return record("groupedMatmul", y, [x, w], (dy, needs) => {
+    const gradients: InputGradient[] = [undefined, undefined];
+    if (needs[0]) {
+      const dx = empty([m, p], "float32", backend);
+      backend.groupedGemm(offsets.buffer, groups, dy.buffer, w.buffer, true, dx.buffer, q, p);
+      gradients[0] = dx;
+    }
+    if (needs[1]) {
+      const dw = empty(w.shape, "float32", backend);
+      const touched = empty([groups], "int32", backend);
+      backend.groupedGemmWeight(offsets.buffer, groups, x.buffer, dy.buffer, dw.buffer, touched.buffer, p, q, false);
+      gradients[1] = { value: dw, rows: touched };
+    }
+    return gradients;
+  });
+}
+
+/** x[r] + bias[e] for the rows of group e. @param bias (E, width) */
+export function groupedBias(x: Tensor, bias: Tensor, offsets: Tensor): Tensor {
+  checkOperands("groupedBias", "float32", x, bias);
+  const [groups, width] = bias.shape as [number, number];
+  const y = empty(x.shape, "float32", x.backend);
+  x.backend.groupedBias(offsets.buffer, groups, x.buffer, bias.buffer, y.buffer, width);
+  return record("groupedBias", y, [x, bias], (dy, needs) => {
+    let dBias: Tensor | undefined;
+    if (needs[1]) {
+      dBias = empty(bias.shape, "float32", x.backend);
+      x.backend.groupedBiasGrad(offsets.buffer, groups, dy.buffer, dBias.buffer, width);
+    }
+    return [dy, dBias];
+  });
+}

@@ -1,0 +1,55 @@
+/** Random tensors and dropout. Every element is a function of seed, stream, step and its own index; see core/random.ts. */
+
+import type { Backend, RandomKey } from "../../backend/backend.js";
+import { ConfigError } from "../../core/errors.js";
+import { streamId } from "../../core/random.js";
+import { defaultBackend } from "../default-backend.js";
+import { checkOperands } from "../shapes.js";
+import { record } from "../tape.js";
+import { empty, type Shape, type Tensor } from "../tensor.js";
+
+/** Draws of the free functions that name no seed are numbered, so that two calls differ and one program run equals the next. */
+let draws = 0;
+
+interface RandomOptions {
+  /** The same seed gives the same numbers. Left out: 0, and each call draws anew. */
+  seed?: number;
+  mean?: number;
+  std?: number;
+  backend?: Backend;
+}
+
+function keyOf(purpose: string, seed: number | undefined): RandomKey {
+  return seed === undefined ? { seed: 0, stream: streamId(purpose, "unseeded"), step: draws++ } : { seed, stream: streamId(purpose, "seeded"), step: 0 };
+}
+
+/** Standard normal numbers (times std, plus mean). */
+export function randomNormal(shape: Shape, { seed, mean = 0, std = 1, backend = defaultBackend() }: RandomOptions = {}): Tensor {
+  const y = empty(shape, "float32", backend);
+  backend.randomNormal(y.buffer, y.size, keyOf("normal", seed), 0, mean, std);
+  return y;
+}
+
+/** Numbers uniform in [low, high). */
+export function randomUniform(shape: Shape, low = 0, high = 1, { seed, backend = defaultBackend() }: RandomOptions = {}): Tensor {
+  const y = empty(shape, "float32", backend);
+  backend.randomUniform(y.buffer, y.size, keyOf("uniform", seed), 0, low, high);
+  return y;
+}
+
+/**
+ * Inverted dropout: each element is 0 with probability `rate`, else divided by 1 − rate. The mask is drawn again in the backward pass, not kept.
+ * @param start index of the first element in the stream: global row times width
+ */
+export function dropout(x: Tensor, rate: number, key: RandomKey, start = 0): Tensor {
+  checkOperands("dropout", "float32", x);
+  if (!(rate >= 0 && rate < 1)) throw new ConfigError(`dropout: expected a rate from 0 to below 1, got ${rate}.`);
+  if (rate === 0) return x;
+  const y = empty(x.shape, "float32", x.backend);
+  x.backend.dropout(x.buffer, y.buffer, x.size, rate, key, start);
+  return record("dropout", y, [x], (dy) => {
+    const dx = empty(x.shape, "float32", x.backend);
+    x.backend.dropout(dy.buffer, dx.buffer, x.size, rate, key, start);
+    return [dx];
+  });
+}

@@ -1,0 +1,85 @@
+/** Perplexity by the exact softmax: exp of the mean negative log-likelihood over every target, in nats. */
+
+import { streamId } from "../core/random.js";
+import { balanceStatistics, type BalanceStatistics } from "../moe/statistics.js";
+import type { LanguageModel } from "../models/language-model.js";
+import type { RunContext } from "../nn/module.js";
+import type { LstmState } from "../tensor/ops/lstm.js";
+import { keep, scope } from "../tensor/scope.js";
+import { noGrad } from "../tensor/tape.js";
+import { tensor } from "../tensor/tensor.js";
+import type { Batch } from "../text/batches.js";
+
+/** A batch on the backend. */
+export function batchTensors(batch: Batch): { inputs: ReturnType<typeof tensor>; targets: ReturnType<typeof tensor>; resets: ReturnType<typeof tensor> } {
+  const shape = [batch.timeSteps, batch.batchSize];
+  return { inputs: tensor(batch.inputs, shape, "int32"), targets: tensor(batch.targets, shape, "int32"), resets: tensor(batch.resets, shape, "int32") };
+}
+
+/** States outlive the step that made them; the ones before are let go. */
+export function carryStates(before: readonly LstmState[] | undefined, next: readonly LstmState[]): LstmState[] {
+  for (const { h, c } of before ?? []) {
+    h.dispose();
+    c.dispose();
+  }
+  for (const { h, c } of next) {
+    keep(h);
+    keep(c);
+  }
+  return [...next];
+}
+
+export interface Evaluation {
+  /** Nats per token. */
+  loss: number;
+  perplexity: number;
+  tokens: number;
+  /** Of the whole pass, with gates as at inference; absent without an MoE. */
+  balance?: BalanceStatistics;
+  /** Rows per expert. */
+  load?: Float64Array;
+}
+
+const EVALUATION: RunContext = { training: false, seed: streamId("evaluation", "unused"), step: 0, firstRow: 0 };
+
+/** What one batch routed: for statistics and for looking at what experts take. Arrays are (N, K). */
+export interface RoutedBatch {
+  batch: Batch;
+  experts: Int32Array;
+  gates: ArrayLike<number>;
+  topK: number;
+}
+
+/** @param onRouted called for each batch with the experts of its rows, when the model has an MoE */
+export function evaluate(model: LanguageModel, batches: Iterable<Batch>, onRouted?: (routed: RoutedBatch) => void): Evaluation {
+  let [total, tokens] = [0, 0];
+  let states: LstmState[] | undefined;
+  const E = model.moe?.numExperts ?? 0;
+  const importance = new Float64Array(E);
+  const load = new Float64Array(E);
+  noGrad(() => {
+    for (const batch of batches) {
+      scope(() => {
+        const out = model.forward(batchTensors(batch), EVALUATION, states);
+        total += out.loss.item() * batch.tokens;
+        tokens += batch.tokens;
+        if (out.moe) {
+          addTo(importance, out.moe.importance.dataSync());
+          addTo(load, out.moe.load.dataSync());
+          if (onRouted) {
+            const experts = out.moe.experts.dataSync() as Int32Array;
+            onRouted({ batch, experts, gates: out.moe.gates.dataSync(), topK: out.moe.experts.shape[1]! });
+          }
+        }
+        states = carryStates(states, out.states);
+      });
+    }
+  });
+  carryStates(states, []);
+  const loss = tokens === 0 ? 0 : total / tokens;
+  return { loss, perplexity: Math.exp(loss), tokens, ...(E > 0 ? { balance: balanceStatistics(importance, load), load } : {}) };
+}
+
+function addTo(sum: Float64Array, part: ArrayLike<number>): void {
+  for (let i = 0; i < sum.length; i++) sum[i]! += part[i]!;
+}
