@@ -24,7 +24,11 @@ for (const { name, command, needs } of checks) {
     continue;
   }
   const start = performance.now();
-  const { status, error, stdout, stderr } = spawnSync(process.execPath, command, { cwd: root, encoding: "utf8" });
+  const { status, error, stdout, stderr } = spawnSync(process.execPath, command, {
+    cwd: root,
+    encoding: "utf8",
+    env: { ...process.env, NO_COLOR: "1", FORCE_COLOR: "0" },
+  });
   const seconds = ((performance.now() - start) / 1000).toFixed(1);
   if (status === 0) {
     counts.passed++;

@@ -47,8 +47,7 @@ export async function drawFigures(data: DemoReport): Promise<Figures> {
       style: { background: "none" },
       ...options,
     });
-    // Names from the corpus may hold control characters, which HTML does not allow.
-    return String(svg.outerHTML).replace(/[\0-\x08\x0b\x0c\x0e-\x1f\x7f]/g, "\ufffd");
+    return printable(String(svg.outerHTML));
   };
   return {
     capacity: capacityFigure(plot, draw, data.runs),
@@ -332,4 +331,9 @@ export function compact(value: number): string {
 export function percent(share: number): string {
   if (!Number.isFinite(share)) return "–";
   return `${(100 * share).toFixed(share > 0 && share < 0.01 ? 1 : 0)}%`;
+}
+
+/** Text without the control characters that HTML does not allow, whatever the corpus held: each becomes U+FFFD. */
+export function printable(text: string): string {
+  return text.replace(/\p{Cc}/gu, (character) => ("\t\n\r".includes(character) ? character : "\ufffd"));
 }

@@ -2,7 +2,7 @@
 
 import { mkdir, rename, writeFile } from "node:fs/promises";
 import { dirname } from "node:path";
-import { compact, drawFigures, isMoe, percent, runStyles } from "./figures.js";
+import { compact, drawFigures, isMoe, percent, printable, runStyles } from "./figures.js";
 
 /** One trained model of the demo. */
 export interface ReportRun {
@@ -130,7 +130,8 @@ export async function renderReport(data: DemoReport): Promise<string> {
           ${expertSection(data.specialisation)} ${samplesSection(data.samples)}
         </main>
       </body>
-    </html> `;
+    </html>
+`;
   return page.text;
 }
 
@@ -210,8 +211,8 @@ function expertSection({ model, experts }: DemoReport["specialisation"]): Html {
                   ${contexts.map(
                     ({ before, token, after, gate, language }) =>
                       html`<p class="context" title="${language}">
-                        <span class="gate">${fixed(gate, 2)}</span
-                        ><bdi>${visible(before)}<mark>${visible(token) || "∅"}</mark>${visible(after)}</bdi>
+                        <span class="gate">${fixed(gate, 2)}</span>
+                        <bdi>${visible(before)}<mark>${visible(token) || "∅"}</mark>${visible(after)}</bdi>
                       </p>`,
                   )}
                 </td>
@@ -291,8 +292,7 @@ function html(parts: TemplateStringsArray, ...values: (string | Html | Html[])[]
 const ENTITIES: Record<string, string> = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
 
 function escapeHtml(text: string): string {
-  // Control characters other than tab and line breaks are not allowed in HTML at all.
-  return text.replace(/[&<>"']/g, (character) => ENTITIES[character]).replace(/[\0-\x08\x0b\x0c\x0e-\x1f\x7f]/g, "\ufffd");
+  return printable(text).replace(/[&<>"']/g, (character) => ENTITIES[character]);
 }
 
 const STYLE = `

@@ -1,0 +1,78 @@
+/** One training step: forward, backward, clipping, update. Nothing of it stays in memory but parameters, optimiser state and the carried LSTM state. */
+
+import { NonFiniteError } from "../core/errors.js";
+import { balanceStatistics, type BalanceStatistics } from "../moe/statistics.js";
+import type { LanguageModel } from "../models/language-model.js";
+import { logUniformCandidates } from "../nn/candidates.js";
+import type { RunContext } from "../nn/module.js";
+import { clipScale } from "../optim/clip.js";
+import type { Optimizer } from "../optim/optimizers.js";
+import type { LstmState } from "../tensor/ops/lstm.js";
+import { add } from "../tensor/ops/elementwise.js";
+import { scope } from "../tensor/scope.js";
+import { backward } from "../tensor/tape.js";
+import type { Batch } from "../text/batches.js";
+import { batchTensors, carryStates } from "./evaluate.js";
+
+export interface StepResult {
+  /** Mean cross-entropy, nats per token. */
+  loss: number;
+  auxLoss: number;
+  gradNorm: number;
+  tokens: number;
+  balance?: BalanceStatistics & { importanceCv2: number; loadCv2: number };
+  /** Rows each expert received. */
+  load?: number[];
+}
+
+export interface StepOptions {
+  seed: number;
+  learningRate: number;
+  maxGradNorm: number | undefined;
+  /** Classes of the sampled softmax; 0 for the exact one. */
+  sampledSoftmax: number;
+}
+
+/** The model in training: what changes from step to step. */
+export interface TrainingState {
+  model: LanguageModel;
+  optimizer: Optimizer;
+  states: LstmState[] | undefined;
+}
+
+/**
+ * @throws NonFiniteError when the loss or a gradient is not finite, naming the layer; parameters are then as they were before the step
+ */
+export function trainStep(training: TrainingState, batch: Batch, { seed, learningRate, maxGradNorm, sampledSoftmax }: StepOptions): StepResult {
+  const { model, optimizer } = training;
+  return scope(() => {
+    const context: RunContext = { training: true, seed, step: optimizer.steps, firstRow: batch.firstRow };
+    const candidates = sampledSoftmax > 0 ? logUniformCandidates(model.config.vocabSize, sampledSoftmax, { seed, step: optimizer.steps }) : undefined;
+    const tensors = batchTensors(batch);
+    const out = model.forward(tensors, context, training.states, candidates);
+    const loss = out.loss.item();
+    const auxLoss = out.auxLoss?.item() ?? 0;
+    if (!Number.isFinite(loss + auxLoss)) throw model.explainNonFinite(tensors.inputs, context, training.states, tensors.resets);
+    backward(out.auxLoss ? add(out.loss, out.auxLoss) : out.loss);
+    const result: StepResult = { loss, auxLoss, gradNorm: 0, tokens: batch.tokens };
+    try {
+      const { norm, scale } = clipScale(model.parameters(), maxGradNorm);
+      result.gradNorm = norm;
+      optimizer.step(learningRate, scale);
+    } catch (error) {
+      if (error instanceof NonFiniteError) error.message = `Step ${optimizer.steps + 1}: ${error.message}`;
+      throw error;
+    } finally {
+      optimizer.zeroGrad();
+    }
+    if (out.moe) {
+      const offsets = out.moe.routing.offsets_E1.dataSync();
+      result.load = Array.from({ length: offsets.length - 1 }, (_, e) => offsets[e + 1]! - offsets[e]!);
+      const smooth = balanceStatistics(out.moe.importance.dataSync(), out.moe.load.dataSync());
+      const counted = balanceStatistics(out.moe.importance.dataSync(), result.load);
+      result.balance = { ...counted, importanceCv2: smooth.cvImportance ** 2, loadCv2: smooth.cvLoad ** 2 };
+    }
+    training.states = carryStates(training.states, out.states);
+    return result;
+  });
+}
