@@ -1,0 +1,147 @@
+/** Memory blocks inside one growing address space: best fit over power-of-two-and-eighths classes, with neighbours joined when freed. */
+
+import { TensorError } from "../../core/errors.js";
+
+const ALIGN = 64;
+const CLASSES_PER_OCTAVE = 8;
+
+interface Block {
+  start: number;
+  size: number;
+  free: boolean;
+  /** Neighbours by address, so that freed blocks can be joined. */
+  before: Block | undefined;
+  after: Block | undefined;
+}
+
+/** Index of the size class that holds blocks of at least 2^o·(1 + e/8) bytes. */
+function classOf(size: number): number {
+  const octave = 31 - Math.clz32(Math.floor(size / ALIGN));
+  const eighth = Math.floor((size / ALIGN / 2 ** octave - 1) * CLASSES_PER_OCTAVE);
+  return octave * CLASSES_PER_OCTAVE + eighth;
+}
+
+/**
+ * Hands out addresses; what lies there is the caller's. All bookkeeping is outside the space, so that wild writes cannot break it.
+ * @param grow makes the space reach at least `end`; returns where it ends then, less than `end` when it cannot
+ */
+export class Allocator {
+  readonly #classes: Set<Block>[] = [];
+  readonly #live = new Map<number, Block>();
+  #last: Block | undefined;
+  #end: number;
+  used = 0;
+  peak = 0;
+
+  constructor(
+    readonly start: number,
+    end: number,
+    readonly limit: number,
+    readonly grow: (end: number) => number,
+  ) {
+    this.#end = end;
+    if (end > start) this.#addFree(start, end - start);
+  }
+
+  /** The address of at least `bytes` bytes, aligned to 64. @throws TensorError when the space is exhausted */
+  alloc(bytes: number): number {
+    const size = Math.max(ALIGN, Math.ceil(bytes / ALIGN) * ALIGN);
+    const block = this.#find(size) ?? this.#extend(size, bytes);
+    this.#unlist(block);
+    if (block.size - size >= ALIGN) this.#split(block, size);
+    block.free = false;
+    this.#live.set(block.start, block);
+    this.used += block.size;
+    this.peak = Math.max(this.peak, this.used);
+    return block.start;
+  }
+
+  /** @throws TensorError for an address that is not in use */
+  free(address: number): void {
+    const block = this.#live.get(address);
+    if (!block) throw new TensorError(`free: expected the address of a live buffer, got ${address}. Was it freed twice?`);
+    this.#live.delete(address);
+    this.used -= block.size;
+    block.free = true;
+    this.#list(this.#join(block));
+  }
+
+  get reserved(): number {
+    return this.#end;
+  }
+
+  /** The smallest free block of the first class that surely fits; within the exact class, any that fits. */
+  #find(size: number): Block | undefined {
+    const first = classOf(size);
+    for (const block of this.#classes[first] ?? []) if (block.size >= size) return block;
+    for (let c = first + 1; c < this.#classes.length; c++) for (const block of this.#classes[c] ?? []) return block;
+    return undefined;
+  }
+
+  #extend(size: number, bytes: number): Block {
+    const tail = this.#last?.free ? this.#last.size : 0;
+    // A sixteenth more than needed, so that growing stays rare.
+    const wanted = Math.min(this.limit, this.#end + Math.max(size - tail, Math.floor(this.#end / 16)));
+    const end = this.#end + size - tail <= this.limit ? this.grow(wanted) : this.#end;
+    if (end < this.#end + size - tail) {
+      throw new TensorError(
+        `Memory exhausted: ${megabytes(bytes)} asked for, ${megabytes(this.used)} in use, ${megabytes(this.limit)} can be had. ` +
+          "Use a smaller batch or model, the factored optimiser for experts, or end scopes earlier.",
+      );
+    }
+    const added = this.#addFree(this.#end, end - this.#end);
+    this.#end = end;
+    return added;
+  }
+
+  #addFree(start: number, size: number): Block {
+    const block: Block = { start, size, free: true, before: this.#last, after: undefined };
+    if (this.#last) this.#last.after = block;
+    this.#last = block;
+    const joined = this.#join(block);
+    this.#list(joined);
+    return joined;
+  }
+
+  #split(block: Block, size: number): void {
+    const rest: Block = { start: block.start + size, size: block.size - size, free: true, before: block, after: block.after };
+    if (block.after) block.after.before = rest;
+    else this.#last = rest;
+    block.after = rest;
+    block.size = size;
+    this.#list(rest);
+  }
+
+  /** Joins a free block, not listed, with its free neighbours. */
+  #join(block: Block): Block {
+    const { before, after } = block;
+    if (after?.free) {
+      this.#unlist(after);
+      block.size += after.size;
+      block.after = after.after;
+      if (after.after) after.after.before = block;
+      else this.#last = block;
+    }
+    if (!before?.free) return block;
+    this.#unlist(before);
+    before.size += block.size;
+    before.after = block.after;
+    if (block.after) block.after.before = before;
+    else this.#last = before;
+    return before;
+  }
+
+  #list(block: Block): void {
+    const c = classOf(block.size);
+    while (this.#classes.length <= c) this.#classes.push(new Set());
+    this.#classes[c]!.add(block);
+  }
+
+  #unlist(block: Block): void {
+    this.#classes[classOf(block.size)]?.delete(block);
+  }
+}
+
+function megabytes(bytes: number): string {
+  return `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+}
