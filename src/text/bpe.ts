@@ -1,0 +1,346 @@
+/** Byte-level byte-pair encoding as in GPT-2 (Radford et al. 2019): training, encoding, and the HuggingFace file format. */
+
+import { ConfigError, FileError, expectation } from "../core/errors.js";
+import type { Tokenizer } from "./tokenizer.js";
+
+/** The file name of a byte-pair tokenizer in a checkpoint. */
+export const TOKENIZER_FILE = "tokenizer.json";
+
+/** The end-of-sentence token of the tokenizers trained here, id 0. */
+export const END_OF_SENTENCE = "</s>";
+
+/** Merges are learned within these pieces only: GPT-2's pattern of contractions, words, numbers, other signs and white space. */
+const PIECES = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+/gu;
+
+/** Pair keys are first · PAIR + second, exact in a double. */
+const PAIR = 2 ** 24;
+
+/** Pieces whose encoding is remembered; the memory is emptied when full. */
+const CACHE_SIZE = 1 << 16;
+
+/** GPT-2's visible character for each byte: printable Latin-1 stands for itself, the other bytes for U+0100 and on, in order. */
+const CHARACTERS: readonly string[] = (() => {
+  let next = 0x100;
+  return Array.from({ length: 256 }, (_, byte) => {
+    const visible = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
+    return String.fromCodePoint(visible ? byte : next++);
+  });
+})();
+
+const BYTES: ReadonlyMap<string, number> = new Map(CHARACTERS.map((character, byte) => [character, byte]));
+
+const encoder = new TextEncoder();
+
+type Merge = readonly [string, string];
+
+/** A byte-level tokenizer: any well-formed text encodes, and decodes to itself. (A lone surrogate becomes U+FFFD, as in any UTF-8.) */
+export class BpeTokenizer implements Tokenizer {
+  readonly eosId: number;
+  readonly unkId = undefined;
+  readonly #tokens: readonly string[];
+  readonly #merges: readonly Merge[];
+  readonly #special: ReadonlySet<number>;
+  /** The id of each byte's token. */
+  readonly #byteIds: readonly number[];
+  /** By pair key: which merge comes first, and the id it makes. */
+  readonly #ranks = new Map<number, { rank: number; id: number }>();
+  readonly #cache = new Map<string, readonly number[]>();
+
+  /** @internal Use `trainBpe` or `BpeTokenizer.fromJson`. */
+  constructor(tokens: readonly string[], merges: readonly Merge[], special: ReadonlySet<number>, eosId: number, where = TOKENIZER_FILE) {
+    this.#tokens = tokens;
+    this.#merges = merges;
+    this.#special = special;
+    this.eosId = eosId;
+    const ids = new Map<string, number>();
+    tokens.forEach((token, id) => {
+      if (special.has(id)) return;
+      const alien = [...token].find((character) => !BYTES.has(character));
+      if (alien !== undefined) throw new FileError(expectation(where, "tokens in the byte alphabet of GPT-2", token));
+      ids.set(token, id);
+    });
+    const idOf = (token: string): number => {
+      const id = ids.get(token);
+      if (id === undefined) throw new FileError(expectation(where, `the token ${JSON.stringify(token)} in model.vocab`, "none"));
+      return id;
+    };
+    this.#byteIds = CHARACTERS.map(idOf);
+    merges.forEach(([first, second], rank) => {
+      const key = idOf(first) * PAIR + idOf(second);
+      if (!this.#ranks.has(key)) this.#ranks.set(key, { rank, id: idOf(first + second) });
+    });
+  }
+
+  /** Reads a HuggingFace `tokenizer.json` of a byte-level BPE model; `where` names it in messages. */
+  static fromJson(text: string, where = TOKENIZER_FILE): BpeTokenizer {
+    const fail = (expected: string, actual: unknown, hint?: string): never => {
+      throw new FileError(expectation(where, expected, actual, hint));
+    };
+    let file: TokenizerJson;
+    try {
+      file = JSON.parse(text) as TokenizerJson;
+    } catch (cause) {
+      throw new FileError(expectation(where, "JSON", (cause as Error).message), { cause });
+    }
+    const model = file?.model;
+    if (model?.type !== "BPE") fail('model.type "BPE"', model?.type);
+    if (typeof model.vocab !== "object" || model.vocab === null) fail("model.vocab, an object", model.vocab);
+    if (!Array.isArray(model.merges)) fail("model.merges, an array", model.merges);
+    for (const field of ["continuing_subword_prefix", "end_of_word_suffix", "dropout"] as const) {
+      if (model[field]) fail(`no model.${field}`, model[field]);
+    }
+    if (file.normalizer) fail("no normalizer", file.normalizer, "Only plain byte-level tokenizers are read.");
+    const pre = file.pre_tokenizer;
+    if (pre?.type !== "ByteLevel" || pre.add_prefix_space === true || pre.use_regex === false) {
+      fail("a pre_tokenizer ByteLevel without add_prefix_space", pre?.type, "Only plain byte-level tokenizers are read.");
+    }
+    const added = file.added_tokens ?? [];
+    const tokens: string[] = [];
+    for (const [token, id] of [...Object.entries(model.vocab), ...added.map(({ content, id }): [string, number] => [content, id])]) {
+      if (!Number.isInteger(id) || id < 0 || id >= PAIR) fail(`an id for the token ${JSON.stringify(token)}`, id);
+      if (tokens[id] !== undefined && tokens[id] !== token) fail(`one token with the id ${id}`, [tokens[id], token]);
+      tokens[id] = token;
+    }
+    const gap = tokens.findIndex((token) => token === undefined);
+    if (gap >= 0) fail("ids without a gap", `no token ${gap}`);
+    const end =
+      [END_OF_SENTENCE, "<|endoftext|>"].map((name) => added.find(({ content }) => content === name)).find(Boolean) ??
+      (added.length === 1 ? added[0] : fail(`an added token ${END_OF_SENTENCE} or <|endoftext|>`, added.map(({ content }) => content)));
+    const merges = model.merges.map((merge): Merge => {
+      const pair = typeof merge === "string" ? merge.split(" ") : merge;
+      if (!Array.isArray(pair) || pair.length !== 2) fail("merges of two tokens", merge);
+      return [String(pair[0]), String(pair[1])];
+    });
+    return new BpeTokenizer(tokens, merges, new Set(added.map(({ id }) => id)), end.id, where);
+  }
+
+  get vocabSize(): number {
+    return this.#tokens.length;
+  }
+
+  encode(text: string): number[] {
+    const ids: number[] = [];
+    for (const [piece] of text.matchAll(PIECES)) {
+      let encoded = this.#cache.get(piece);
+      if (encoded === undefined) {
+        encoded = this.#encodePiece(piece);
+        if (this.#cache.size >= CACHE_SIZE) this.#cache.clear();
+        if (piece.length <= 64) this.#cache.set(piece, encoded);
+      }
+      for (const id of encoded) ids.push(id);
+    }
+    return ids;
+  }
+
+  decode(ids: readonly number[]): string {
+    // ignoreBOM keeps a byte order mark of the text, which is text like any other here.
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(this.#bytes(ids));
+  }
+
+  /** The token's text; where it is only part of a character, its bytes, as `<e3><81>`. */
+  tokenText(id: number): string {
+    if (this.#special.has(id)) return this.#tokens[id];
+    const bytes = this.#bytes([id]);
+    try {
+      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+    } catch {
+      return [...bytes].map((byte) => `<${byte.toString(16).padStart(2, "0")}>`).join("");
+    }
+  }
+
+  /** A `tokenizer.json` that HuggingFace's tokenizers reads too. */
+  save(): { file: string; text: string } {
+    const byteLevel = { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true };
+    const json = {
+      version: "1.0",
+      truncation: null,
+      padding: null,
+      added_tokens: [...this.#special]
+        .sort((a, b) => a - b)
+        .map((id) => ({ id, content: this.#tokens[id], single_word: false, lstrip: false, rstrip: false, normalized: false, special: true })),
+      normalizer: null,
+      pre_tokenizer: byteLevel,
+      post_processor: null,
+      decoder: byteLevel,
+      model: {
+        type: "BPE",
+        dropout: null,
+        unk_token: null,
+        continuing_subword_prefix: null,
+        end_of_word_suffix: null,
+        fuse_unk: false,
+        byte_fallback: false,
+        ignore_merges: false,
+        vocab: Object.fromEntries(this.#tokens.map((token, id) => [token, id])),
+        merges: this.#merges,
+      },
+    };
+    return { file: TOKENIZER_FILE, text: `${JSON.stringify(json, null, 1)}\n` };
+  }
+
+  #encodePiece(piece: string): number[] {
+    const ids = Array.from(encoder.encode(piece), (byte) => this.#byteIds[byte]);
+    while (ids.length > 1) {
+      let best: { rank: number; id: number } | undefined;
+      let bestKey = -1;
+      for (let i = 0; i + 1 < ids.length; i++) {
+        const key = ids[i] * PAIR + ids[i + 1];
+        const merge = this.#ranks.get(key);
+        if (merge !== undefined && (best === undefined || merge.rank < best.rank)) [best, bestKey] = [merge, key];
+      }
+      if (best === undefined) break;
+      mergePair(ids, bestKey, best.id);
+    }
+    return ids;
+  }
+
+  #bytes(ids: readonly number[]): Uint8Array {
+    const bytes: number[] = [];
+    for (const id of ids) {
+      const token = this.#tokens[id];
+      if (token === undefined) throw new ConfigError(expectation("token id", `an integer from 0 to ${this.vocabSize - 1}`, id));
+      if (!this.#special.has(id)) for (const character of token) bytes.push(BYTES.get(character)!);
+    }
+    return Uint8Array.from(bytes);
+  }
+}
+
+interface TokenizerJson {
+  readonly added_tokens?: readonly { readonly id: number; readonly content: string }[];
+  readonly normalizer?: unknown;
+  readonly pre_tokenizer?: { readonly type?: string; readonly add_prefix_space?: boolean; readonly use_regex?: boolean } | null;
+  readonly model: {
+    readonly type?: string;
+    readonly dropout?: unknown;
+    readonly continuing_subword_prefix?: unknown;
+    readonly end_of_word_suffix?: unknown;
+    readonly vocab: Readonly<Record<string, number>>;
+    readonly merges: readonly (string | readonly string[])[];
+  };
+}
+
+/**
+ * Learns a byte-pair vocabulary: 0 is `</s>`, 1 to 256 are the bytes in the order of their characters, then one token a merge.
+ *
+ * Each step merges the most frequent pair of neighbours; among equals, the pair of the lowest ids. The result depends on the text alone.
+ * The vocabulary is smaller than asked for when no pair occurs twice any more.
+ */
+export function trainBpe(lines: Iterable<string>, { vocabSize }: { readonly vocabSize: number }): BpeTokenizer {
+  if (!Number.isInteger(vocabSize) || vocabSize < 257 || vocabSize >= PAIR) {
+    throw new ConfigError(expectation("vocabSize", `an integer from 257 (${END_OF_SENTENCE} and the 256 bytes)`, vocabSize));
+  }
+  const counts = new Map<string, number>();
+  for (const line of lines) for (const [piece] of line.matchAll(PIECES)) counts.set(piece, (counts.get(piece) ?? 0) + 1);
+  if (counts.size === 0) throw new ConfigError(expectation("the text to learn byte pairs from", "at least one character", "none"));
+
+  const tokens = [END_OF_SENTENCE, ...[...CHARACTERS].sort((a, b) => a.codePointAt(0)! - b.codePointAt(0)!)];
+  const ids = new Map(tokens.map((token, id) => [token, id]));
+  const byteIds = CHARACTERS.map((character) => ids.get(character)!);
+  const words = [...counts].map(([piece, count]) => ({ ids: Array.from(encoder.encode(piece), (byte) => byteIds[byte]), count }));
+
+  // The count of each pair now, and the words it has ever been in. Every change of a count enters the heap; outdated entries are passed over.
+  const pairCounts = new Map<number, number>();
+  const pairWords = new Map<number, Set<number>>();
+  const add = (index: number, sign: 1 | -1, changed?: Set<number>): void => {
+    const word = words[index];
+    for (let i = 0; i + 1 < word.ids.length; i++) {
+      const key = word.ids[i] * PAIR + word.ids[i + 1];
+      pairCounts.set(key, (pairCounts.get(key) ?? 0) + sign * word.count);
+      changed?.add(key);
+      if (sign < 0) continue;
+      const places = pairWords.get(key);
+      if (places === undefined) pairWords.set(key, new Set([index]));
+      else places.add(index);
+    }
+  };
+  for (let i = 0; i < words.length; i++) add(i, 1);
+  const heap = new PairHeap();
+  for (const [key, count] of pairCounts) heap.push({ key, count });
+
+  const merges: Merge[] = [];
+  while (tokens.length < vocabSize) {
+    const top = heap.pop();
+    if (top === undefined || top.count < 2) break;
+    if (pairCounts.get(top.key) !== top.count) continue;
+    const [first, second] = [tokens[Math.floor(top.key / PAIR)], tokens[top.key % PAIR]];
+    // Two different pairs can make the same text ("ab"+"c", "a"+"bc"); both merges then lead to the one token.
+    let id = ids.get(first + second);
+    if (id === undefined) {
+      id = tokens.length;
+      tokens.push(first + second);
+      ids.set(first + second, id);
+    }
+    merges.push([first, second]);
+    const changed = new Set<number>();
+    for (const index of pairWords.get(top.key)!) {
+      add(index, -1, changed);
+      mergePair(words[index].ids, top.key, id);
+      add(index, 1, changed);
+    }
+    pairCounts.delete(top.key);
+    pairWords.delete(top.key);
+    for (const key of changed) {
+      const count = pairCounts.get(key);
+      if (count !== undefined && count > 0) heap.push({ key, count });
+      else if (count === 0) pairCounts.delete(key);
+    }
+  }
+  return new BpeTokenizer(tokens, merges, new Set([0]), 0);
+}
+
+/** Replaces each occurrence of a pair, from the left, in place. */
+function mergePair(ids: number[], key: number, id: number): void {
+  let to = 0;
+  for (let from = 0; from < ids.length; from++) {
+    if (from + 1 < ids.length && ids[from] * PAIR + ids[from + 1] === key) {
+      ids[to++] = id;
+      from++;
+    } else ids[to++] = ids[from];
+  }
+  ids.length = to;
+}
+
+interface PairCount {
+  readonly key: number;
+  readonly count: number;
+}
+
+/** A binary heap of pairs: the highest count first, then the lowest key. */
+class PairHeap {
+  readonly #items: PairCount[] = [];
+
+  push(item: PairCount): void {
+    const items = this.#items;
+    let at = items.length;
+    items.push(item);
+    while (at > 0) {
+      const parent = (at - 1) >> 1;
+      if (!before(item, items[parent])) break;
+      items[at] = items[parent];
+      at = parent;
+    }
+    items[at] = item;
+  }
+
+  pop(): PairCount | undefined {
+    const items = this.#items;
+    const top = items[0];
+    const last = items.pop();
+    if (last === undefined || items.length === 0) return top;
+    let at = 0;
+    while (true) {
+      let child = 2 * at + 1;
+      if (child >= items.length) break;
+      if (child + 1 < items.length && before(items[child + 1], items[child])) child++;
+      if (!before(items[child], last)) break;
+      items[at] = items[child];
+      at = child;
+    }
+    items[at] = last;
+    return top;
+  }
+}
+
+function before(a: PairCount, b: PairCount): boolean {
+  return a.count > b.count || (a.count === b.count && a.key < b.key);
+}
