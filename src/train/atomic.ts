@@ -47,11 +47,16 @@ export function writeAtomic<T>(where: string, path: string, fill: (fd: number) =
 }
 
 /** Writes all bytes at `position`, or at the file's own position, in chunks; `each` sees every chunk before it is written. */
-export function writeAll(fd: number, bytes: Uint8Array, position: number | null = null, each?: (chunk: Uint8Array) => void): void {
+export function writeAll(
+  fd: number,
+  bytes: Uint8Array,
+  position: number | null = null,
+  each?: (chunk: Uint8Array) => void,
+): void {
   for (let start = 0; start < bytes.length; start += chunkBytes) {
     const chunk = bytes.subarray(start, start + chunkBytes);
     each?.(chunk);
-    for (let done = 0; done < chunk.length; ) {
+    for (let done = 0; done < chunk.length;) {
       done += writeSync(fd, chunk, done, chunk.length - done, position === null ? null : position + start + done);
     }
   }
@@ -82,7 +87,8 @@ export function fsyncFolder(path: string): void {
  */
 export function fileError(where: string, path: string, verb: string, error: unknown): Error {
   const code = errorCode(error);
-  if (!(error instanceof Error) || code === "" || error instanceof FileError) return error instanceof Error ? error : new Error(String(error));
+  if (!(error instanceof Error) || code === "" || error instanceof FileError)
+    return error instanceof Error ? error : new Error(String(error));
   const what = hints.get(code);
   const hint = what === undefined ? error.message : verb === "read" && code === "ENOENT" ? "Is the path spelled right?" : what[1];
   return new FileError(expectation(where, `to ${verb} ${path}`, what === undefined ? code : `${code}: ${what[0]}`, hint), {

@@ -65,7 +65,8 @@ const hiddenName = /^\.(checkpoint-\d+)\.(tmp|old|del)-(\d+)$/;
 export function saveCheckpoint(runDir: string, step: number, contents: CheckpointContents, options: SaveOptions = {}): string {
   const where = "saveCheckpoint";
   checkInteger(where, "step", step, { min: 0, max: Number.MAX_SAFE_INTEGER });
-  const limit = options.saveTotalLimit === undefined ? Infinity : checkInteger(where, "saveTotalLimit", options.saveTotalLimit, { min: 1 });
+  const limit =
+    options.saveTotalLimit === undefined ? Infinity : checkInteger(where, "saveTotalLimit", options.saveTotalLimit, { min: 1 });
   const shardBytes = checkInteger(where, "shardBytes", options.shardBytes ?? 2 ** 31, { min: 1 });
   checkJson(where, "config", contents.config);
   checkJson(where, "state", contents.state ?? {});
@@ -94,6 +95,8 @@ export function saveCheckpoint(runDir: string, step: number, contents: Checkpoin
     fsyncFolder(temporary);
     const old = join(runDir, `.checkpoint-${step}.old-${process.pid}`);
     const replaces = existsSync(target);
+    if (replaces && !isFolder(target))
+      throw new FileError(expectation(where, `${target} to be a folder`, "a file", "Move it away."));
     if (replaces) renameSync(target, old);
     renameSync(temporary, target);
     fsyncFolder(runDir);
@@ -194,7 +197,9 @@ export class TensorFiles {
   private owner(name: string): SafetensorsFile {
     const file = this.owners.get(name);
     if (file === undefined) {
-      throw new FileError(expectation(`TensorFiles ${this.path}`, `a tensor ${name}`, "none", "Does the configuration belong to this checkpoint?"));
+      throw new FileError(
+        expectation(`TensorFiles ${this.path}`, `a tensor ${name}`, "none", "Does the configuration belong to this checkpoint?"),
+      );
     }
     return file;
   }
@@ -230,7 +235,10 @@ function writeShards(
     for (const tensor of shard) owners.push([tensor.name, name]);
   });
   if (shards.length > 1) {
-    writeText(`${stem}.safetensors.index.json`, toJson({ metadata: { total_size: total }, weight_map: Object.fromEntries(owners) }));
+    writeText(
+      `${stem}.safetensors.index.json`,
+      toJson({ metadata: { total_size: total }, weight_map: Object.fromEntries(owners) }),
+    );
   }
 }
 
@@ -246,7 +254,8 @@ function readSeal(path: string): { step: number; state: Record<string, unknown>;
   const zeroed = Buffer.from(bytes);
   const own = bytes.toString("latin1", sealStart.length, sealStart.length + 8);
   zeroed.fill("0", sealStart.length, sealStart.length + 8);
-  if (bytes.toString("latin1", 0, sealStart.length) !== sealStart) throw damaged(path, name, `"format": "${format}" first`, "something else");
+  if (bytes.toString("latin1", 0, sealStart.length) !== sealStart)
+    throw damaged(path, name, `"format": "${format}" first`, "something else");
   if (hex(crc32(zeroed)) !== own) throw damaged(path, name, `the checksum ${own}`, hex(crc32(zeroed)));
   const { step, state, files } = parseObject(path, name, bytes.toString("utf8")) as { step: number; state: {}; files: {} };
   return { step, state, seals: new Map(Object.entries(files)) };
@@ -254,8 +263,8 @@ function readSeal(path: string): { step: number; state: Record<string, unknown>;
 
 /** Steps of the folders named `checkpoint-STEP`, ascending. */
 function checkpointSteps(runDir: string): number[] {
-  const names = readNames(runDir).map((name) => /^checkpoint-(0|[1-9]\d*)$/.exec(name)?.[1]);
-  return names.flatMap((step) => (step === undefined ? [] : [Number(step)])).sort((a, b) => a - b);
+  const names = readNames(runDir).filter((name) => /^checkpoint-(0|[1-9]\d*)$/.test(name) && isFolder(join(runDir, name)));
+  return names.map((name) => Number(name.slice("checkpoint-".length))).sort((a, b) => a - b);
 }
 
 /** Deletes what killed saves and deletions left, and puts a checkpoint back whose replacement did not get into place. */
@@ -292,8 +301,14 @@ function warnIfFails(action: () => void): void {
   try {
     action();
   } catch (error) {
-    process.emitWarning(`saveCheckpoint: an old checkpoint could not be deleted: ${error instanceof Error ? error.message : error}`);
+    process.emitWarning(
+      `saveCheckpoint: an old checkpoint could not be deleted: ${error instanceof Error ? error.message : error}`,
+    );
   }
+}
+
+function isFolder(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
 }
 
 function readNames(runDir: string): string[] {
@@ -323,7 +338,9 @@ function checkLength(path: string, name: string, bytes: number): void {
 }
 
 function damaged(path: string, name: string, expected: string, actual: unknown): FileError {
-  return new FileError(expectation(`loadCheckpoint ${join(path, name)}`, expected, actual, "The file is damaged: resume from another checkpoint."));
+  return new FileError(
+    expectation(`loadCheckpoint ${join(path, name)}`, expected, actual, "The file is damaged: resume from another checkpoint."),
+  );
 }
 
 function parseObject(path: string, name: string, text: string): Record<string, unknown> {

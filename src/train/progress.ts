@@ -32,7 +32,12 @@ export class Progress {
   private onScreen = "";
   private finished = false;
 
-  constructor({ stream = process.stderr, enabled = true, intervalSeconds = 10, now = () => performance.now() }: ProgressOptions = {}) {
+  constructor({
+    stream = process.stderr,
+    enabled = true,
+    intervalSeconds = 10,
+    now = () => performance.now(),
+  }: ProgressOptions = {}) {
     this.stream = stream;
     this.enabled = enabled;
     this.live = stream.isTTY === true && process.env["TERM"] !== "dumb";
@@ -124,7 +129,11 @@ function fit(text: string, columns: number): string {
 /** Columns a character takes: none for combining marks, two for East Asian and emoji, else one. */
 function columnsOf(character: string): number {
   if (/^[\p{Mn}\p{Me}\p{Cf}]/u.test(character)) return 0;
-  return /^[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Emoji_Presentation}\u3000-\u303f\uff01-\uff60]/u.test(character) ? 2 : 1;
+  return /^[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}\p{Emoji_Presentation}\u3000-\u303f\uff01-\uff60]/u.test(
+    character,
+  )
+    ? 2
+    : 1;
 }
 
 /** A duration in the two units that matter: "45s", "3m 05s", "2h 07m", "4d 03h". @param seconds rounded to whole seconds; "?" when not finite */

@@ -35,7 +35,23 @@ export interface TensorInfo {
 }
 
 const elementBytes = new Map<string, number>(
-  Object.entries({ BOOL: 1, U8: 1, I8: 1, F8_E5M2: 1, F8_E4M3: 1, I16: 2, U16: 2, F16: 2, BF16: 2, I32: 4, U32: 4, F32: 4, F64: 8, I64: 8, U64: 8 }),
+  Object.entries({
+    BOOL: 1,
+    U8: 1,
+    I8: 1,
+    F8_E5M2: 1,
+    F8_E4M3: 1,
+    I16: 2,
+    U16: 2,
+    F16: 2,
+    BF16: 2,
+    I32: 4,
+    U32: 4,
+    F32: 4,
+    F64: 8,
+    I64: 8,
+    U64: 8,
+  }),
 );
 const headerKey = "crc32.header";
 const headerStart = `{"__metadata__":{"${headerKey}":"`; // our headers begin so: the digits follow at a fixed place
@@ -126,11 +142,19 @@ export class SafetensorsFile {
       this.tensors.set(name, { ...info, position: 8 + header.length + info.position, crc });
     }
     let next = 8 + header.length;
-    for (const [name, { position, bytes: size }] of [...this.tensors].sort(([, a], [, b]) => a.position - b.position || a.bytes - b.bytes)) {
+    for (const [name, { position, bytes: size }] of [...this.tensors].sort(
+      ([, a], [, b]) => a.position - b.position || a.bytes - b.bytes,
+    )) {
       if (position !== next) throw damaged(path, `tensor ${name} to begin at byte ${next}, with no gap or overlap`, position);
       next += size;
     }
-    if (next !== bytes) throw damaged(path, `a file of ${next} bytes`, bytes, bytes < next ? "It was cut short." : "It has bytes that no tensor owns.");
+    if (next !== bytes)
+      throw damaged(
+        path,
+        `a file of ${next} bytes`,
+        bytes,
+        bytes < next ? "It was cut short." : "It has bytes that no tensor owns.",
+      );
     this.metadata = new Map([...metadata].filter(([key]) => this.crc32 === null || !key.startsWith("crc32")));
   }
 
@@ -156,11 +180,17 @@ export class SafetensorsFile {
    */
   read(name: string, into?: TensorData): TensorData {
     const { dtype, bytes, position, crc } = this.find(name);
-    if (dtype !== "F32" && dtype !== "I32") throw damaged(this.path, `tensor ${name} to be F32 or I32`, dtype, "Convert the file to 32-bit floats.");
+    if (dtype !== "F32" && dtype !== "I32")
+      throw damaged(this.path, `tensor ${name} to be F32 or I32`, dtype, "Convert the file to 32-bit floats.");
     const type = dtype === "F32" ? Float32Array : Int32Array;
     const data = into ?? new type(bytes / 4);
     if (!(data instanceof type) || data.byteLength !== bytes) {
-      throw damaged(this.path, `room for ${bytes / 4} values of ${dtype} for tensor ${name}`, `${data.constructor.name} of ${data.length}`, "Does the configuration belong to this file?");
+      throw damaged(
+        this.path,
+        `room for ${bytes / 4} values of ${dtype} for tensor ${name}`,
+        `${data.constructor.name} of ${data.length}`,
+        "Does the configuration belong to this file?",
+      );
     }
     const target = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
     const found = withFile(this.path, (fd) => {
@@ -172,7 +202,8 @@ export class SafetensorsFile {
       }
       return hex(sum);
     });
-    if (crc !== undefined && found !== crc) throw damaged(this.path, `tensor ${name} to have the checksum ${crc}`, found, "The file is damaged.");
+    if (crc !== undefined && found !== crc)
+      throw damaged(this.path, `tensor ${name} to have the checksum ${crc}`, found, "The file is damaged.");
     return data;
   }
 
@@ -189,7 +220,8 @@ function readHeader(path: string, fd: number): { header: Buffer; bytes: number }
   const head = Buffer.alloc(8);
   readAll(path, fd, head, 0);
   const length = Number(head.readBigUInt64LE());
-  if (length > maxHeaderBytes) throw damaged(path, `a header of at most ${maxHeaderBytes} bytes`, length, "Is this a safetensors file?");
+  if (length > maxHeaderBytes)
+    throw damaged(path, `a header of at most ${maxHeaderBytes} bytes`, length, "Is this a safetensors file?");
   if (8 + length > bytes) throw damaged(path, `a header of ${length} bytes in the file`, bytes - 8, "It was cut short.");
   const header = Buffer.alloc(length);
   readAll(path, fd, header, 8);
@@ -221,7 +253,8 @@ function parseHeader(path: string, header: Buffer): Map<string, unknown> {
 
 /** Returns the header's checksum once it is found right, or null where the file carries no checksums. */
 function checkHeader(path: string, header: Buffer, metadata: ReadonlyMap<string, string>): string | null {
-  const ours = metadata.has(headerKey) || metadata.has(markKey) || header.toString("latin1", 0, headerStart.length) === headerStart;
+  const ours =
+    metadata.has(headerKey) || metadata.has(markKey) || header.toString("latin1", 0, headerStart.length) === headerStart;
   if (!ours) return null;
   const expected = metadata.get(headerKey);
   const zeroed = Buffer.from(header);
@@ -262,7 +295,7 @@ function withFile<T>(path: string, use: (fd: number) => T): T {
 }
 
 function readAll(path: string, fd: number, target: Uint8Array, position: number): void {
-  for (let done = 0; done < target.length; ) {
+  for (let done = 0; done < target.length;) {
     const count = readSync(fd, target, done, target.length - done, position + done);
     if (count === 0) throw damaged(path, `${target.length} bytes from byte ${position} on`, done, "It was cut short.");
     done += count;
@@ -274,7 +307,8 @@ function damaged(path: string, expected: string, actual: unknown, hint = ""): Fi
 }
 
 function asObject(path: string, what: string, value: unknown): Record<string, unknown> {
-  if (typeof value !== "object" || value === null || Array.isArray(value)) throw damaged(path, `${what} to be a JSON object`, value);
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    throw damaged(path, `${what} to be a JSON object`, value);
   return value as Record<string, unknown>;
 }
 
@@ -318,8 +352,14 @@ export function makeCrc32(polynomial: number): (bytes: Uint8Array, start?: numbe
     for (; i + 8 <= bytes.length; i += 8) {
       crc ^= bytes[i] | (bytes[i + 1] << 8) | (bytes[i + 2] << 16) | (bytes[i + 3] << 24);
       crc =
-        table[1792 + (crc & 255)] ^ table[1536 + ((crc >>> 8) & 255)] ^ table[1280 + ((crc >>> 16) & 255)] ^ table[1024 + (crc >>> 24)] ^
-        table[768 + bytes[i + 4]] ^ table[512 + bytes[i + 5]] ^ table[256 + bytes[i + 6]] ^ table[bytes[i + 7]];
+        table[1792 + (crc & 255)] ^
+        table[1536 + ((crc >>> 8) & 255)] ^
+        table[1280 + ((crc >>> 16) & 255)] ^
+        table[1024 + (crc >>> 24)] ^
+        table[768 + bytes[i + 4]] ^
+        table[512 + bytes[i + 5]] ^
+        table[256 + bytes[i + 6]] ^
+        table[bytes[i + 7]];
     }
     for (; i < bytes.length; i++) crc = (crc >>> 8) ^ table[(crc ^ bytes[i]) & 255];
     return ~crc >>> 0;

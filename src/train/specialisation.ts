@@ -85,16 +85,19 @@ function grouped(sentences: readonly Int32Array[], batchSize: number): number[][
 function padded(sentences: readonly Int32Array[], eosId: number): Batch {
   const B = sentences.length;
   const T = Math.max(...sentences.map(({ length }) => length)) + 1;
-  const batch: Batch = { inputs: new Int32Array(T * B).fill(eosId), targets: new Int32Array(T * B).fill(-1), resets: new Int32Array(T * B), timeSteps: T, batchSize: B, tokens: 0, firstRow: 0 };
+  const inputs = new Int32Array(T * B).fill(eosId);
+  const targets = new Int32Array(T * B).fill(-1);
+  const resets = new Int32Array(T * B);
+  let tokens = 0;
   for (const [b, sentence] of sentences.entries()) {
-    batch.resets[b] = 1;
+    resets[b] = 1;
     for (let t = 0; t <= sentence.length; t++) {
-      if (t > 0) batch.inputs[t * B + b] = sentence[t - 1]!;
-      batch.targets[t * B + b] = t < sentence.length ? sentence[t]! : eosId;
-      batch.tokens++;
+      if (t > 0) inputs[t * B + b] = sentence[t - 1]!;
+      targets[t * B + b] = t < sentence.length ? sentence[t]! : eosId;
+      tokens++;
     }
   }
-  return batch;
+  return { inputs, targets, resets, timeSteps: T, batchSize: B, tokens, firstRow: 0 };
 }
 
 function insert(list: Place[], place: Place): void {
@@ -107,7 +110,7 @@ function insert(list: Place[], place: Place): void {
 
 function context({ gate, sentence, position }: Place, sentences: readonly Int32Array[], texts: readonly LabelledText[], tokenizer: Tokenizer): ExpertContext {
   const ids = sentences[sentence]!;
-  const decode = (from: number, to: number): string => tokenizer.decode([...ids.slice(Math.max(from, 0), Math.max(to, 0))]);
+  const decode = (from: number, to: number): string => tokenizer.decode(Array.from(ids.subarray(Math.max(from, 0), Math.max(to, 0))));
   return { before: decode(position - WINDOW, position), token: decode(position, position + 1), after: decode(position + 1, position + 1 + WINDOW), gate, label: texts[sentence]!.label };
 }
 

@@ -5,11 +5,11 @@ import type { BinaryOp, UnaryOp } from "../backend.js";
 const GELU = Math.sqrt(2 / Math.PI);
 
 /**
- * erfc(x) for x ≥ 0 to about 1e-16 relative: the Taylor series of erf below 2.5, the continued fraction (Lentz) above.
+ * erfc(x) for x ≥ 0 to about 1e-15 relative: the Taylor series of erf below 1 (above, 1 − erf would cancel digits), the continued
+ * fraction from there on, evaluated from its 200th term backwards, where it has long converged.
  */
 function erfcPositive(x: number): number {
-  if (x > 27.3) return 0;
-  if (x < 2.5) {
+  if (x < 1) {
     // erf x = 2/√π · e^(−x²) · Σ 2ⁿ x^(2n+1) / (1·3·…·(2n+1)): all terms positive, no cancellation.
     let term = x;
     let sum = x;
@@ -19,9 +19,10 @@ function erfcPositive(x: number): number {
     }
     return 1 - (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
   }
+  if (x > 27.3) return 0; // below the smallest float64
   // erfc x = e^(−x²)/√π · 1/(x + (1/2)/(x + 1/(x + (3/2)/(x + …)))).
   let fraction = x;
-  for (let n = 120; n >= 1; n--) fraction = x + n / 2 / fraction;
+  for (let n = 200; n >= 1; n--) fraction = x + n / 2 / fraction;
   return Math.exp(-x * x) / Math.sqrt(Math.PI) / fraction;
 }
 
@@ -49,8 +50,7 @@ export const UNARY: Record<UnaryOp, (x: number) => number> = {
   square: (x) => x * x,
   tanh: Math.tanh,
   sigmoid,
-  // Not Math.max, which would lose a NaN's sign of trouble in comparisons: NaN stays NaN here too.
-  relu: (x) => (x > 0 ? x : x === x ? 0 : x),
+  relu: (x) => Math.max(x, 0), // NaN stays NaN
   gelu: (x) => 0.5 * x * (1 + Math.tanh(GELU * (x + 0.044715 * x ** 3))),
   silu: (x) => x * sigmoid(x),
   softplus: (x) => Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x))),

@@ -69,7 +69,11 @@ export function routeByExpert(expert: Buf, m: number, groups: number, offsets: B
 export function uniqueIndices(index: Buf, n: number, rows: Buf, offsets: Buf, order: Buf): void {
   const [I, R, at, O] = [ints(index), ints(rows), ints(offsets), ints(order)];
   const places = new Map<number, number[]>();
-  for (let i = 0; i < n; i++) places.set(I[i]!, [...(places.get(I[i]!) ?? []), i]);
+  for (let i = 0; i < n; i++) {
+    const here = places.get(I[i]!);
+    if (here) here.push(i);
+    else places.set(I[i]!, [i]);
+  }
   R.fill(-1, 0, n);
   at.fill(n, 0, n + 1);
   let place = 0;

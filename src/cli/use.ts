@@ -1,0 +1,79 @@
+/** What can be done with a trained model: `eval`, `generate`, `inspect`. */
+
+import { join } from "node:path";
+import { ConfigError } from "../core/errors.js";
+import { balanceStatistics } from "../moe/statistics.js";
+import { computeCost } from "../models/language-model.js";
+import { readLines } from "../text/corpus.js";
+import { tokenizeCorpus } from "../text/dataset.js";
+import { defaultBackend } from "../tensor/default-backend.js";
+import { generate } from "../train/generate.js";
+import { readMetrics } from "../train/metrics.js";
+import { evaluateOn, loadModel, openCheckpoint } from "../train/trainer.js";
+import { compact, table } from "./format.js";
+
+type Options = Record<string, unknown>;
+
+function print(values: Record<string, unknown>, json: unknown): void {
+  if (json === true) process.stdout.write(`${JSON.stringify(values)}\n`);
+  else for (const [key, value] of Object.entries(values)) process.stdout.write(`${key}: ${String(value)}\n`);
+}
+
+export function evalCommand(run: string, options: Options): void {
+  const { model, config, tokenizer } = loadModel(openCheckpoint(run));
+  const path = (options["data"] as string | undefined) ?? config.test ?? config.valid;
+  if (path === undefined) throw new ConfigError("eval: expected --data, as the run has neither test nor valid text.");
+  const result = evaluateOn(model, tokenizeCorpus(readLines(path), tokenizer), config);
+  print({ data: path, tokens: result.tokens, loss: result.loss, perplexity: result.perplexity, ...(result.balance ?? {}) }, options["json"]);
+  defaultBackend().dispose();
+}
+
+export function generateCommand(run: string, options: Options): void {
+  const { model, tokenizer } = loadModel(openCheckpoint(run));
+  const prompt = String(options["prompt"]);
+  process.stdout.write(prompt);
+  generate(model, tokenizer, prompt, {
+    maxTokens: options["maxTokens"] as number,
+    temperature: options["temperature"] as number,
+    topK: options["topK"] as number,
+    topP: options["topP"] as number,
+    seed: options["seed"] as number,
+    onText: (text) => void process.stdout.write(text),
+  });
+  process.stdout.write("\n");
+  defaultBackend().dispose();
+}
+
+export function inspectCommand(run: string, options: Options): void {
+  const checkpoint = openCheckpoint(run);
+  const { model, config } = loadModel(checkpoint);
+  const cost = computeCost(model.config);
+  const records = readMetrics(join(config.output_dir, "metrics.jsonl"));
+  const latest = (tag: string): number | undefined => {
+    const found = records.findLast((record) => typeof record[tag] === "number");
+    return found && (found[tag] as number);
+  };
+  const loads = Array.from({ length: model.moe?.numExperts ?? 0 }, (_, i) => latest(`moe/expert_load/moe/${i}`) ?? 0);
+  const balance = loads.length > 0 ? balanceStatistics(loads, loads) : undefined;
+  const summary = {
+    checkpoint: checkpoint.path,
+    step: checkpoint.step,
+    model: config.model,
+    parameters: model.numParameters(),
+    ops_per_timestep: cost.opsPerTimestep,
+    train_loss: latest("train/loss"),
+    eval_perplexity: latest("eval/perplexity"),
+    ...(balance ? { cv_load: balance.cvLoad, max_over_mean_load: balance.maxOverMeanLoad, unused_experts: balance.unused } : {}),
+  };
+  if (options["json"] === true) print({ ...summary, expert_load: loads }, true);
+  else {
+    print(Object.fromEntries(Object.entries(summary).map(([key, value]) => [key, typeof value === "number" && value >= 10_000 ? compact(value) : (value ?? "not recorded")])), false);
+    if (loads.length > 0) {
+      const mean = loads.reduce((sum, n) => sum + n, 0) / loads.length || 1;
+      const order = loads.map((_, i) => i).sort((a, b) => loads[b]! - loads[a]!).slice(0, 16);
+      const rows = order.map((i) => [String(i), String(loads[i]), (loads[i]! / mean).toFixed(2), "#".repeat(Math.round((10 * loads[i]!) / mean))]);
+      process.stdout.write(`\n${table(["expert", "rows in the last step", "of the mean", ""], rows)}\n`);
+    }
+  }
+  defaultBackend().dispose();
+}

@@ -1,0 +1,99 @@
+/** From a configuration to data, model, optimiser and schedule. */
+
+import { ConfigError } from "../core/errors.js";
+import { computeCost, LanguageModel, type LanguageModelConfig } from "../models/language-model.js";
+import { presetMiddle } from "../models/presets.js";
+import { Adam, Sgd, type Optimizer } from "../optim/optimizers.js";
+import { constant, inverseSquareRoot, stepDecay, type Schedule } from "../optim/schedules.js";
+import { trainBpe } from "../text/bpe.js";
+import { readLines } from "../text/corpus.js";
+import { tokenizeCorpus, type TokenDataset } from "../text/dataset.js";
+import type { Tokenizer } from "../text/tokenizer.js";
+import { WordVocabulary } from "../text/word-vocab.js";
+import type { TrainConfig } from "./config.js";
+
+/** The texts of a run: paths, or lines already at hand (the demo's). */
+export interface Corpora {
+  train: Iterable<string>;
+  valid?: Iterable<string>;
+  test?: Iterable<string>;
+}
+
+export interface Datasets {
+  tokenizer: Tokenizer;
+  train: TokenDataset;
+  valid?: TokenDataset;
+  test?: TokenDataset;
+}
+
+export function corporaOf(config: TrainConfig): Corpora {
+  return {
+    train: readLines(config.train),
+    ...(config.valid === undefined ? {} : { valid: readLines(config.valid) }),
+    ...(config.test === undefined ? {} : { test: readLines(config.test) }),
+  };
+}
+
+/** @param tokenizer of the checkpoint that is resumed; otherwise read from the vocabulary file, counted or trained on the training text */
+export function makeDatasets(config: TrainConfig, corpora: Corpora, tokenizer: Tokenizer = makeTokenizer(config, corpora.train)): Datasets {
+  return {
+    tokenizer,
+    train: tokenizeCorpus(corpora.train, tokenizer),
+    ...(corpora.valid ? { valid: tokenizeCorpus(corpora.valid, tokenizer) } : {}),
+    ...(corpora.test ? { test: tokenizeCorpus(corpora.test, tokenizer) } : {}),
+  };
+}
+
+export function makeTokenizer(config: TrainConfig, lines: Iterable<string>): Tokenizer {
+  if (config.vocab !== undefined) return WordVocabulary.fromFile(config.vocab, { eos: config.eos });
+  if (config.tokenizer === "words") return WordVocabulary.fromCounts(lines, { eos: config.eos, maxSize: config.vocab_size });
+  return trainBpe(lines, { vocabSize: config.vocab_size });
+}
+
+export function modelConfig(config: TrainConfig, vocabSize: number): LanguageModelConfig {
+  const middle = presetMiddle(config.model, {
+    hiddenSize: config.hidden_size,
+    expertHiddenSize: config.expert_hidden_size,
+    topK: config.top_k,
+    importanceWeight: config.importance_weight,
+    loadWeight: config.load_weight,
+  });
+  return {
+    vocabSize,
+    hiddenSize: config.hidden_size,
+    lstmSize: config.lstm_size ?? config.hidden_size,
+    middle,
+    dropout: config.dropout,
+    sigmoid: config.sigmoid && middle.kind !== "none" && middle.kind !== "lstm",
+    residual: config.residual,
+    initScale: config.init_scale,
+    seed: config.seed,
+  };
+}
+
+export function makeOptimizer(config: TrainConfig, model: LanguageModel): Optimizer {
+  const parameters = model.namedParameters();
+  if (config.optimizer === "sgd") return new Sgd(parameters);
+  const factored = (name: string): boolean => config.factored_experts && /^moe\.experts\..*Weight$/.test(name);
+  return new Adam(parameters, { beta1: config.beta1, beta2: config.beta2, factored });
+}
+
+export function makeSchedule(config: TrainConfig): Schedule {
+  if (config.schedule === "constant") return constant(config.learning_rate);
+  if (config.schedule === "inverse-sqrt") return inverseSquareRoot(config.learning_rate, config.warmup_steps);
+  return stepDecay(config.learning_rate, { holdSteps: config.decay_hold_steps, everySteps: config.decay_every_steps, factor: config.decay_factor });
+}
+
+/** What a run will need, without training: for --dry-run. */
+export function planRun(config: TrainConfig, vocabSize: number): { parameters: number; moeParameters: number; opsPerTimestep: number; bytes: number } {
+  if (config.sampled_softmax > vocabSize) throw new ConfigError(`sampled_softmax (--sampled-softmax): expected at most the vocabulary's ${vocabSize} entries, got ${config.sampled_softmax}.`);
+  const model = modelConfig(config, vocabSize);
+  const { opsPerTimestep, parameters: inner } = computeCost(model);
+  const parameters = inner + 2 * vocabSize * config.hidden_size + vocabSize;
+  const expert = model.middle.kind === "moe" ? model.middle.numExperts * 2 * config.hidden_size * model.middle.expertHiddenSize : 0;
+  const perScalar = config.optimizer === "sgd" ? 8 : config.beta1 === 0 ? 12 : 16;
+  const expertBytes = config.factored_experts ? 8 : perScalar;
+  const rows = config.batch_size * config.time_steps;
+  const activations = 4 * rows * config.hidden_size * 40 + 4 * Math.min(rows * vocabSize, 8 * 2 ** 20);
+  return { parameters, moeParameters: expert, opsPerTimestep, bytes: (parameters - expert) * perScalar + expert * expertBytes + activations };
+}

@@ -1,0 +1,110 @@
+// Tokenizers and the reader of text files.
+import { mkdtempSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { gzipSync } from "node:zlib";
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { BpeTokenizer, trainBpe } from "#sparsegate/text/bpe.js";
+import { readLines } from "#sparsegate/text/corpus.js";
+import { loadTokenizer } from "#sparsegate/text/load.js";
+import { WordVocabulary } from "#sparsegate/text/word-vocab.js";
+
+const folder = mkdtempSync(join(tmpdir(), "sparsegate-text-"));
+
+function file(name: string, content: string | Uint8Array): string {
+  const path = join(folder, name);
+  writeFileSync(path, content);
+  return path;
+}
+
+describe("readLines", () => {
+  it("drops line ends and the byte order mark, keeps empty lines, and unpacks .gz", () => {
+    const text = "\uFEFFone\r\n\ntwo\nthree";
+    expect([...readLines(file("a.txt", text))]).toEqual(["one", "", "two", "three"]);
+    expect([...readLines(file("a.txt.gz", gzipSync(text)))]).toEqual(["one", "", "two", "three"]);
+  });
+
+  it("gives every line of a text larger than a chunk, byte for byte", () => {
+    const lines = Array.from({ length: 120_000 }, (_, i) => `line ${i} ü漢字`.repeat((i % 3) + 1));
+    expect([...readLines(file("big.txt", `${lines.join("\n")}\n`))]).toEqual(lines);
+  });
+
+  it("names the file and the line of invalid UTF-8 and of a zero byte", () => {
+    const invalid = file("bad.txt", Buffer.concat([Buffer.from("good\nalso good\nbad "), Buffer.from([0xc3, 0x28]), Buffer.from("\nend")]));
+    expect(() => [...readLines(invalid)]).toThrow(/bad\.txt:3: expected UTF-8/);
+    expect(() => readLines(file("zero.txt", "a\nb\0c"))).toThrow(/zero\.txt:2: .*zero byte/);
+  });
+
+  it("refuses an empty file, a missing file, a folder and a .gz that is none", () => {
+    expect(() => readLines(file("empty.txt", ""))).toThrow(/empty file/);
+    expect(() => readLines(join(folder, "none.txt"))).toThrow(/no such file/);
+    expect(() => readLines(folder)).toThrow(/a folder/);
+    expect(() => readLines(file("plain.gz", "text"))).toThrow(/gzip/);
+  });
+});
+
+describe("WordVocabulary", () => {
+  it("takes constructor and __proto__ as words like any other", () => {
+    const vocabulary = WordVocabulary.fromCounts(["__proto__ constructor __proto__ toString"]);
+    expect(vocabulary.encode("toString __proto__ hasOwnProperty constructor")).toEqual([4, 2, vocabulary.unkId, 3]);
+  });
+
+  it("adds <unk> and the end word to a file's end, and refuses a word twice by its line", () => {
+    const vocabulary = WordVocabulary.fromFile(file("vocab.txt", "the\nof\n"), { eos: "<eos>" });
+    expect([vocabulary.vocabSize, vocabulary.unkId, vocabulary.eosId]).toEqual([4, 2, 3]);
+    expect(() => WordVocabulary.fromFile(file("twice.txt", "the\nof\nthe\n"))).toThrow(/twice\.txt:3: .*"the".*line 1/);
+  });
+
+  it("keeps the most frequent words within maxSize and comes back from its file", () => {
+    const vocabulary = WordVocabulary.fromCounts(["b b a a c"], { maxSize: 4, eos: "<eos>" });
+    expect([0, 1, 2, 3].map((id) => vocabulary.tokenText(id))).toEqual(["<eos>", "<unk>", "a", "b"]);
+    const { file: name, text } = vocabulary.save();
+    const again = loadTokenizer(name, text);
+    expect([again.vocabSize, again.eosId, again.encode("a b c"), again.decode([2, 3, 1, 0])]).toEqual([4, 0, [2, 3, 1], "a b <unk>"]);
+  });
+});
+
+describe("byte-pair encoding", () => {
+  it("learns the merges worked by hand", () => {
+    // Pieces: low ×3, lower ×2 (after a space: " lower"), so pairs: (l,o) 5, (o,w) 5, then (w,e) 2, (e,r) 2, (space,l) 2.
+    // Ids: 1-94 are ! to ~, so "l" 76 < "o" 79: (l,o) wins the tie; then (lo,w) 5; then among the 2s the pair of the lowest ids.
+    const tokenizer = trainBpe(["low lower", "low lower", "low"], { vocabSize: 262 });
+    const { model } = JSON.parse(tokenizer.save().text);
+    expect(model.merges).toEqual([
+      ["l", "o"],
+      ["lo", "w"],
+      ["e", "r"],
+      ["Ġ", "low"],
+      ["Ġlow", "er"],
+    ]);
+    expect(tokenizer.encode("low lower").map((id) => tokenizer.tokenText(id))).toEqual(["low", " lower"]);
+  });
+
+  const tokenizer = trainBpe(["the cat's hat — das Wetter, 漢字 漢字 🙂🙂", "the the that there __proto__ </s>"], { vocabSize: 300 });
+
+  it("decodes what it encoded, whatever the text", () => {
+    const again = loadTokenizer("folder/tokenizer.json", tokenizer.save().text);
+    fc.assert(
+      fc.property(fc.string({ unit: "binary" }), (text) => {
+        const ids = tokenizer.encode(text);
+        expect(tokenizer.decode(ids)).toBe(text);
+        expect(ids).not.toContain(tokenizer.eosId);
+        expect(again.encode(text)).toEqual(ids);
+      }),
+    );
+    for (const text of ["\uFEFFmark", "a  b\n\tc ", "</s>", "don't 123", "🙂"]) expect(tokenizer.decode(tokenizer.encode(text))).toBe(text);
+  });
+
+  it("is the same for the same text, and its file comes back the same", () => {
+    const lines = ["aa bb ab ba", "bb aa ba ab"];
+    expect(trainBpe([...lines].reverse(), { vocabSize: 270 }).save()).toEqual(trainBpe(lines, { vocabSize: 270 }).save());
+    expect(BpeTokenizer.fromJson(tokenizer.save().text).save()).toEqual(tokenizer.save());
+  });
+
+  it("refuses a tokenizer.json of another kind and a vocabulary below the bytes", () => {
+    expect(() => BpeTokenizer.fromJson("{")).toThrow(/JSON/);
+    expect(() => BpeTokenizer.fromJson('{"model":{"type":"WordPiece"}}')).toThrow(/"BPE".*"WordPiece"/);
+    expect(() => trainBpe(["a"], { vocabSize: 256 })).toThrow(/257/);
+  });
+});
