@@ -1,6 +1,6 @@
 /** Files that are whole or absent: written beside, flushed to the disk, then renamed; and file errors a user can act on. */
 
-import { closeSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync, statSync, writeSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { expectation, FileError } from "../core/errors.js";
 
@@ -29,7 +29,7 @@ export function writeAtomic<T>(where: string, path: string, fill: (fd: number) =
   const temporary = join(dirname(path), `.${basename(path)}.tmp-${process.pid}-${temporaries++}`);
   let fd = -1;
   try {
-    mkdirSync(dirname(path), { recursive: true });
+    makeFolder(dirname(path));
     fd = openSync(temporary, "wx+");
     const result = fill(fd);
     fsyncSync(fd);
@@ -43,6 +43,18 @@ export function writeAtomic<T>(where: string, path: string, fill: (fd: number) =
     if (fd !== -1) quietly(() => closeSync(fd));
     quietly(() => rmSync(temporary, { force: true }));
     throw fileError(where, path, "write", error);
+  }
+}
+
+/** Makes a folder and those above it. By hand, because Node's `recursive` never returns where a folder that exists answers ENOENT, as /proc does. */
+export function makeFolder(path: string): void {
+  try {
+    mkdirSync(path);
+  } catch (error) {
+    if (errorCode(error) === "ENOENT" && !existsSync(dirname(path))) {
+      makeFolder(dirname(path));
+      makeFolder(path);
+    } else if (!statSync(path, { throwIfNoEntry: false })?.isDirectory()) throw error;
   }
 }
 

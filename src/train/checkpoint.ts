@@ -10,7 +10,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, s
 import { basename, join } from "node:path";
 import { checkInteger } from "../core/checks.js";
 import { ConfigError, expectation, FileError } from "../core/errors.js";
-import { fileError, fsyncFolder, quietly, writeFileAtomic } from "./atomic.js";
+import { fileError, fsyncFolder, makeFolder, quietly, writeFileAtomic } from "./atomic.js";
 import { crc32, SafetensorsFile, type StoredTensor, type TensorData, type TensorInfo, writeSafetensors } from "./safetensors.js";
 
 /** What a checkpoint keeps. Objects are plain JSON: numbers that are not finite are refused, as JSON would lose them. */
@@ -73,7 +73,7 @@ export function saveCheckpoint(runDir: string, step: number, contents: Checkpoin
   const target = join(runDir, `checkpoint-${step}`);
   const temporary = join(runDir, `.checkpoint-${step}.tmp-${process.pid}`);
   try {
-    mkdirSync(runDir, { recursive: true });
+    makeFolder(runDir);
     clearLeftovers(runDir);
     mkdirSync(temporary);
     const seals = new Map<string, Seal>();
@@ -251,11 +251,11 @@ function sealed(step: number, state: object, seals: Map<string, Seal>): string {
 function readSeal(path: string): { step: number; state: Record<string, unknown>; seals: Map<string, Seal> } {
   const name = "trainer_state.json";
   const bytes = readBytes(path, name);
-  const zeroed = Buffer.from(bytes);
   const own = bytes.toString("latin1", sealStart.length, sealStart.length + 8);
-  zeroed.fill("0", sealStart.length, sealStart.length + 8);
   if (bytes.toString("latin1", 0, sealStart.length) !== sealStart)
     throw damaged(path, name, `"format": "${format}" first`, "something else");
+  const zeroed = Buffer.from(bytes.length < sealStart.length + 8 ? "" : bytes);
+  if (zeroed.length > 0) zeroed.fill("0", sealStart.length, sealStart.length + 8);
   if (hex(crc32(zeroed)) !== own) throw damaged(path, name, `the checksum ${own}`, hex(crc32(zeroed)));
   const { step, state, files } = parseObject(path, name, bytes.toString("utf8")) as { step: number; state: {}; files: {} };
   return { step, state, seals: new Map(Object.entries(files)) };

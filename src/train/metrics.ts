@@ -1,9 +1,9 @@
 /** Metrics as JSON lines: one object a record, `{"step": 20, "time": 1764000000.5, "train/loss": 4.2, …}`. */
 
-import { closeSync, existsSync, fstatSync, ftruncateSync, mkdirSync, openSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, fstatSync, ftruncateSync, openSync, readFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { ConfigError, expectation, FileError } from "../core/errors.js";
-import { fileError, quietly, writeAll, writeFileAtomic } from "./atomic.js";
+import { fileError, makeFolder, quietly, writeAll, writeFileAtomic } from "./atomic.js";
 
 /** A value under a tag: a number, or text such as the signature of a BLEU score. NaN and infinities, which JSON lacks, become null. */
 export type MetricValue = number | string | null;
@@ -34,7 +34,7 @@ export class MetricsWriter {
     const kept = resumeStep === undefined || !existsSync(path) ? [] : readMetrics(path).filter(({ step }) => step <= resumeStep);
     writeFileAtomic(path, kept.map((record) => `${JSON.stringify(record)}\n`).join(""));
     try {
-      mkdirSync(dirname(path), { recursive: true });
+      makeFolder(dirname(path));
       this.fd = openSync(path, "a");
     } catch (error) {
       throw fileError("MetricsWriter", path, "write", error);

@@ -53,8 +53,9 @@ export class Progress {
     const time = this.now();
     if (time - this.shownAt < this.periodMs) return;
     this.shownAt = time;
-    if (this.live) this.draw();
-    else this.stream.write(`${this.line(this.latest)}\n`);
+    const line = this.line(text);
+    if (this.live) this.draw(line);
+    else this.stream.write(`${line}\n`);
   }
 
   /** Writes a line that stays, above the live one. Silent when progress is off. */
@@ -74,21 +75,20 @@ export class Progress {
   finish(text: string | (() => string) = this.latest): void {
     if (!this.enabled || this.finished) return;
     this.finished = true;
-    this.latest = text;
     const last = this.line(text);
     if (!this.live) {
       if (last !== "") this.stream.write(`${last}\n`);
       return;
     }
     if (last === "" && this.onScreen === "") return;
-    this.draw();
+    this.draw(last);
     this.stream.write("\n");
     this.onScreen = "";
   }
 
-  private draw(): void {
+  private draw(line: string): void {
     // The last column stays free: many terminals wrap once it is filled.
-    const shown = truncate(this.line(this.latest), Math.max(1, (this.stream.columns || 80) - 1));
+    const shown = truncate(line, Math.max(1, (this.stream.columns || 80) - 1));
     this.stream.write(`\r${shown}\x1b[K`);
     this.onScreen = shown;
   }

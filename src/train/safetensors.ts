@@ -258,7 +258,7 @@ function checkHeader(path: string, header: Buffer, metadata: ReadonlyMap<string,
   if (!ours) return null;
   const expected = metadata.get(headerKey);
   const zeroed = Buffer.from(header);
-  zeroed.fill("0", headerStart.length, headerStart.length + 8);
+  if (zeroed.length >= headerStart.length + 8) zeroed.fill("0", headerStart.length, headerStart.length + 8);
   const found = hex(crc32(zeroed));
   if (expected !== found) throw damaged(path, `the header to have the checksum ${expected}`, found, "The file is damaged.");
   return found;

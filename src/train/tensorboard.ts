@@ -5,11 +5,11 @@
  * @see https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/event.proto
  */
 
-import { closeSync, mkdirSync, openSync } from "node:fs";
+import { closeSync, openSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import { expectation, FileError } from "../core/errors.js";
-import { fileError, writeAll } from "./atomic.js";
+import { fileError, makeFolder, writeAll } from "./atomic.js";
 import { makeCrc32 } from "./safetensors.js";
 
 /** CRC-32C (Castagnoli) as an unsigned integer; `start` is the value for the bytes before these. */
@@ -34,7 +34,7 @@ export class TensorBoardWriter {
     const name = `events.out.tfevents.${String(Math.floor(time)).padStart(10, "0")}.${hostname()}.${process.pid}.${files++}`;
     this.path = join(folder, name);
     try {
-      mkdirSync(folder, { recursive: true });
+      makeFolder(folder);
       this.fd = openSync(this.path, "ax");
     } catch (error) {
       throw fileError("TensorBoardWriter", this.path, "write", error);

@@ -4,6 +4,10 @@ import { TensorError } from "../../core/errors.js";
 
 const ALIGN = 64;
 const CLASSES_PER_OCTAVE = 8;
+/** Blocks of the exact class that are looked at before a larger one is cut. */
+const TRIES = 16;
+/** The space grows by at least this much, so that growing stays rare. */
+const STEP = 4 * 2 ** 20;
 
 interface Block {
   start: number;
@@ -45,6 +49,7 @@ export class Allocator {
 
   /** The address of at least `bytes` bytes, aligned to 64. @throws TensorError when the space is exhausted */
   alloc(bytes: number): number {
+    if (!(Number.isInteger(bytes) && bytes >= 0)) throw new TensorError(`alloc: expected a whole number of bytes of at least 0, got ${bytes}.`);
     const size = Math.max(ALIGN, Math.ceil(bytes / ALIGN) * ALIGN);
     const block = this.#find(size) ?? this.#extend(size, bytes);
     this.#unlist(block);
@@ -66,24 +71,39 @@ export class Allocator {
     this.#list(this.#join(block));
   }
 
+  /** Where the space ends now. */
   get reserved(): number {
     return this.#end;
   }
 
-  /** The smallest free block of the first class that surely fits; within the exact class, any that fits. */
+  /** Free blocks, lowest address first: for tests of joining. */
+  freeBlocks(): { start: number; size: number }[] {
+    return this.#classes.flatMap((blocks) => [...blocks].map(({ start, size }) => ({ start, size }))).sort((a, b) => a.start - b.start);
+  }
+
+  /** A block of the exact class where one of a few fits, else one of the next class that has any; before the space grows, whatever fits. */
   #find(size: number): Block | undefined {
-    const first = classOf(size);
-    for (const block of this.#classes[first] ?? []) if (block.size >= size) return block;
-    for (let c = first + 1; c < this.#classes.length; c++) for (const block of this.#classes[c] ?? []) return block;
+    const exact = classOf(size);
+    let tries = TRIES;
+    for (const block of this.#classes[exact] ?? []) {
+      if (block.size >= size) return block;
+      if (--tries === 0) break;
+    }
+    for (let c = exact + 1; c < this.#classes.length; c++) for (const block of this.#classes[c]!) return block;
+    if (tries === 0) for (const block of this.#classes[exact]!) if (block.size >= size) return block;
     return undefined;
   }
 
   #extend(size: number, bytes: number): Block {
     const tail = this.#last?.free ? this.#last.size : 0;
-    // A sixteenth more than needed, so that growing stays rare.
-    const wanted = Math.min(this.limit, this.#end + Math.max(size - tail, Math.floor(this.#end / 16)));
-    const end = this.#end + size - tail <= this.limit ? this.grow(wanted) : this.#end;
-    if (end < this.#end + size - tail) {
+    const needed = this.#end + size - tail;
+    let end = this.#end;
+    if (needed <= this.limit) {
+      end = this.grow(Math.min(this.limit, Math.max(needed, this.#end + STEP, Math.floor(this.#end * (17 / 16)))));
+      // The system may refuse the step and still have what is needed.
+      if (end < needed) end = this.grow(needed);
+    }
+    if (end < needed) {
       throw new TensorError(
         `Memory exhausted: ${megabytes(bytes)} asked for, ${megabytes(this.used)} in use, ${megabytes(this.limit)} can be had. ` +
           "Use a smaller batch or model, the factored optimiser for experts, or end scopes earlier.",

@@ -2,23 +2,30 @@
 
 import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { ConfigError } from "../../core/errors.js";
 
 /** Row-major sgemm over absolute addresses. */
 export type Sgemm = (transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number,
   a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number) => void;
 
 export interface Cblas {
-  /** Name and version for people. */
+  name: "OpenBLAS" | "MKL" | "BLIS" | "Accelerate" | "CBLAS";
+  /** Empty where the library does not tell. */
+  version: string;
+  /** Name, version and build for people. */
   description: string;
   path: string;
   sgemm: Sgemm;
-  /** Address of byte 0 of a memory; fixed for its life. */
+  /** Address of byte 0 of a shared memory; fixed for its life. */
   addressOf(memory: WebAssembly.Memory): number;
   /** Sets the library's own number of threads; false when it has no way to. */
   setThreads(n: number): boolean;
+  /** Runs `work` while the library may use n threads of its own, for benchmarks. @throws ConfigError when it has no way to */
+  withThreads<T>(n: number, work: () => T): T;
 }
 
-export type CblasSearch = { found: Cblas } | { found: undefined; reason: string };
+/** What was tried lists every candidate with what came of it. */
+export type CblasSearch = { found: Cblas; tried: string[] } | { found: undefined; reason: string; tried: string[] };
 
 const CANDIDATES: Record<string, readonly string[]> = {
   linux: ["libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.2", "libmkl_rt.so", "libblis.so.4", "libblis.so.3", "libcblas.so.3", "libblas.so.3"],
@@ -28,7 +35,7 @@ const CANDIDATES: Record<string, readonly string[]> = {
     "/usr/local/opt/openblas/lib/libopenblas.dylib",
     "libmkl_rt.dylib",
   ],
-  win32: ["libopenblas.dll", "openblas.dll", "mkl_rt.2.dll"],
+  win32: ["libopenblas.dll", "openblas.dll", "mkl_rt.2.dll", "mkl_rt.dll"],
 };
 
 const ROW_MAJOR = 101;
@@ -39,43 +46,58 @@ interface Koffi {
   address(view: ArrayBufferView): bigint;
 }
 
+function loadKoffi(): Koffi {
+  return createRequire(import.meta.url)("koffi") as Koffi;
+}
+
 /**
  * @param choice "auto" searches, "none" refuses, anything else is the path of the library
  */
 export function findCblas(choice: string): CblasSearch {
-  if (choice === "none") return { found: undefined, reason: "switched off (SPARSEGATE_BLAS=none)" };
-  let koffi: Koffi;
+  const tried: string[] = [];
+  if (choice === "none") return { found: undefined, reason: "switched off (SPARSEGATE_BLAS=none)", tried };
   try {
-    koffi = createRequire(import.meta.url)("koffi") as Koffi;
+    loadKoffi();
   } catch {
-    return { found: undefined, reason: "the optional package koffi, which calls native libraries, is not installed" };
+    return { found: undefined, reason: "the optional package koffi, which calls native libraries, is not installed", tried };
   }
-  mendCoreType();
+  mendEnvironment();
   const failures: string[] = [];
   for (const path of choice === "auto" ? (CANDIDATES[process.platform] ?? []) : [choice]) {
     try {
-      const found = open(koffi, path);
-      const wrong = selfTest(koffi, found);
-      if (!wrong) return { found };
+      const found = openCblas(path);
+      found.setThreads(1);
+      const wrong = selfTest(found.sgemm);
+      tried.push(`${path}: ${wrong ?? "in use"}`);
+      if (!wrong) return { found, tried };
       failures.push(`${path}: ${wrong}`);
     } catch (error) {
-      if (choice !== "auto" || existsSync(path)) failures.push(`${path}: ${(error as Error).message}`);
+      tried.push(`${path}: ${(error as Error).message}`);
+      // That most candidates do not exist is no news; that one exists and does not load is.
+      if (choice !== "auto" || existsSync(path)) failures.push(tried.at(-1)!);
     }
   }
-  return { found: undefined, reason: failures.length > 0 ? failures.join("; ") : "no library found" };
+  return { found: undefined, reason: failures.length > 0 ? failures.join("; ") : "no library found", tried };
 }
 
-/** OpenBLAS before 0.3.26 takes recent AMD CPUs with AVX-512 for Haswell and runs at half speed. The name must be set before it is loaded. */
-function mendCoreType(): void {
-  if (process.env["OPENBLAS_CORETYPE"] !== undefined || process.platform !== "linux") return;
+/**
+ * What libraries read as they are loaded. OpenBLAS before 0.3.26 takes recent AMD CPUs with AVX-512 for Haswell and runs at half speed;
+ * Accelerate has no call for its number of threads.
+ */
+function mendEnvironment(): void {
+  if (process.platform === "darwin") process.env["VECLIB_MAXIMUM_THREADS"] ??= "1";
+  if (process.platform !== "linux" || process.env["OPENBLAS_CORETYPE"] !== undefined) return;
   try {
-    if (/\bavx512f\b/.test(readFileSync("/proc/cpuinfo", "utf8"))) process.env["OPENBLAS_CORETYPE"] = "SkylakeX";
+    const cpu = readFileSync("/proc/cpuinfo", "utf8");
+    if (cpu.includes("AuthenticAMD") && /\bavx512f\b/.test(cpu)) process.env["OPENBLAS_CORETYPE"] = "SkylakeX";
   } catch {
     // Without /proc the library decides by itself.
   }
 }
 
-function open(koffi: Koffi, path: string): Cblas {
+/** Opens a library that is trusted already. @throws Error when it cannot be loaded or has no cblas_sgemm */
+export function openCblas(path: string): Cblas {
+  const koffi = loadKoffi();
   const library = koffi.load(path);
   // Addresses are declared as integers so that plain numbers (below 2^53) pass.
   const raw = library.func("void cblas_sgemm(int, int, int, int, int, int, float, uintptr_t, int, uintptr_t, int, float, uintptr_t, int)");
@@ -86,30 +108,67 @@ function open(koffi: Koffi, path: string): Cblas {
       return undefined;
     }
   };
-  const setThreads =
-    optional("void openblas_set_num_threads(int)") ?? optional("void MKL_Set_Num_Threads(int)") ?? optional("void bli_thread_set_num_threads(int64_t)");
-  if (path.includes("Accelerate")) process.env["VECLIB_MAXIMUM_THREADS"] ??= "1";
-  setThreads?.(1);
-  const config = optional("const char *openblas_get_config()")?.();
+  const openblas = optional("const char *openblas_get_config()")?.();
+  const openblasThreads = optional("void openblas_set_num_threads(int)");
+  const mklThreads = optional("void MKL_Set_Num_Threads(int)");
+  const blisThreads = optional("void bli_thread_set_num_threads(int64_t)");
+  const setter = openblasThreads ?? mklThreads ?? blisThreads;
+  const name = openblasThreads ? "OpenBLAS" : mklThreads ? "MKL" : blisThreads ? "BLIS" : path.includes("Accelerate") ? "Accelerate" : "CBLAS";
+  const build = typeof openblas === "string" ? openblas.replace(/\s+/g, " ").trim() : "";
+  const version = name === "BLIS" ? String(optional("const char *bli_info_get_version_str()")?.() ?? "") : (/\d+\.\d+(\.\d+)?/.exec(build)?.[0] ?? "");
+  const threadsNow = optional("int openblas_get_num_threads()") ?? optional("int MKL_Get_Max_Threads()") ?? optional("int64_t bli_thread_get_num_threads()");
+  const setThreads = (n: number): boolean => {
+    setter?.(n);
+    return setter !== undefined;
+  };
   return {
-    description: typeof config === "string" ? config.replace(/\s+/g, " ").trim() : path.split("/").at(-1)!,
+    name,
+    version,
+    description: build || [name, version, name === "CBLAS" ? path.split("/").at(-1) : ""].filter(Boolean).join(" "),
     path,
     sgemm: (transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc) => {
       raw(ROW_MAJOR, transA ? TRANS : NO_TRANS, transB ? TRANS : NO_TRANS, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     },
     addressOf: (memory) => Number(koffi.address(new Uint8Array(memory.buffer))),
-    setThreads: (n) => {
-      setThreads?.(n);
-      return setThreads !== undefined;
+    setThreads,
+    withThreads: (n, work) => {
+      const before = Number(threadsNow?.() ?? 1);
+      if (!setThreads(n)) throw new ConfigError(`withThreads: expected a library that can be told its number of threads, got ${name} (${path}).`);
+      try {
+        return work();
+      } finally {
+        setThreads(before);
+      }
     },
   };
 }
 
-/** [1 2; 3 4]·[5 6; 7 8] = [19 22; 43 50], by which a library of another integer width gives itself away. */
-function selfTest(koffi: Koffi, blas: Cblas): string | undefined {
-  const values = Float32Array.of(1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0);
-  const at = Number(koffi.address(values));
-  blas.sgemm(false, false, 2, 2, 2, 1, at, 2, at + 16, 2, 0, at + 32, 2);
-  const got = Array.from(values.subarray(8));
-  return got.join() === "19,22,43,50" ? undefined : `a 2×2 product came out as [${got.join(", ")}]`;
+/**
+ * All four transpositions of a product of odd sizes, with gaps between rows, alpha and beta, against plain loops: a library of another integer width,
+ * another order of arguments or a broken build gives itself away.
+ * @returns what came out wrong, undefined when nothing did
+ */
+export function selfTest(sgemm: Sgemm): string | undefined {
+  const koffi = loadKoffi();
+  const [m, n, k, gap] = [19, 37, 23, 3];
+  // Small integers: every sum is exact in float32, so that results must be equal. Arrays this large do not move.
+  const fill = (length: number, step: number): Float32Array => Float32Array.from({ length }, (_, i) => ((i * step) % 15) - 7);
+  for (const [transA, transB] of [[false, false], [true, false], [false, true], [true, true]] as const) {
+    const [lda, ldb, ldc] = [(transA ? m : k) + gap, (transB ? k : n) + gap, n + gap];
+    const a = fill(lda * (transA ? k : m), 7);
+    const b = fill(ldb * (transB ? n : k), 11);
+    const c = fill(ldc * m, 13);
+    const want = c.slice();
+    for (let i = 0; i < m; i++) {
+      for (let j = 0; j < n; j++) {
+        let sum = 0;
+        for (let p = 0; p < k; p++) sum += a[transA ? p * lda + i : i * lda + p]! * b[transB ? j * ldb + p : p * ldb + j]!;
+        want[i * ldc + j] = 0.5 * sum + 2 * c[i * ldc + j]!;
+      }
+    }
+    sgemm(transA, transB, m, n, k, 0.5, Number(koffi.address(a)), lda, Number(koffi.address(b)), ldb, 2, Number(koffi.address(c)), ldc);
+    const at = c.findIndex((value, i) => value !== want[i]);
+    if (at >= 0) return `a ${m}×${k}×${n} product${transA ? ", A transposed" : ""}${transB ? ", B transposed" : ""} came out wrong: expected ${want[at]} at ${at}, got ${c[at]}`;
+  }
+  return undefined;
 }

@@ -6,12 +6,13 @@
 import { availableParallelism } from "node:os";
 import { ConfigError, TensorError } from "../../core/errors.js";
 import { BINARY_OPS, UNARY_OPS, type AdamSettings, type Backend, type BinaryOp, type Buf, type DType, type MemoryUse, type RandomKey, type Spread, type UnaryOp } from "../backend.js";
-import { Allocator } from "./allocator.js";
 import { findCblas, type CblasSearch } from "./cblas.js";
+import { Control, MAX_THREADS } from "./control.js";
 import { Executor } from "./executor.js";
-import { CONTROL_BYTES, controlViews, Pool, type WorkerSetup } from "./pool.js";
+import { CpuMemory, ptr } from "./memory.js";
+import { Pool, type WorkerSetup } from "./pool.js";
 import { ProductList } from "./products.js";
-import { HEAP_START, instantiate, kernelNames, loadKernels, MEMORY_LIMIT, PAGE, type SimdChoice } from "./wasm.js";
+import { instantiate, kernelNames, loadKernels, type SimdChoice } from "./wasm.js";
 
 export interface CpuBackendOptions {
   /** Default: every core (SPARSEGATE_THREADS). */
@@ -24,21 +25,17 @@ export interface CpuBackendOptions {
   shared?: boolean;
 }
 
-/** A part of the backend's memory. */
-class CpuBuf implements Buf {
-  constructor(
-    readonly dtype: DType,
-    readonly length: number,
-    readonly pointer: number,
-  ) {}
-
-  at(offset: number, length = this.length - offset): Buf {
-    if (offset < 0 || length < 0 || offset + length > this.length) throw new TensorError(`Buf.at: expected a part of ${this.length} elements, got ${length} from ${offset}.`);
-    return new CpuBuf(this.dtype, length, this.pointer + 4 * offset);
-  }
+/** What `doctor` shows. */
+export interface CpuProbe {
+  variant: "simd" | "relaxed";
+  threads: number;
+  sharedMemory: boolean;
+  /** The CBLAS in use, or why there is none. */
+  blas: { name: string; version: string; path: string } | { reason: string };
+  /** Every library tried, with what came of it. */
+  tried: string[];
+  notes: string[];
 }
-
-const ptr = (buf: Buf | null): number => (buf === null ? 0 : (buf as CpuBuf).pointer);
 
 /** Elements below which a kernel runs on one thread: a fork and join costs a few microseconds. */
 const GRAIN = 16_384;
@@ -56,68 +53,59 @@ export class CpuBackend implements Backend {
   readonly variant: "simd" | "relaxed";
   readonly blas: CblasSearch;
   readonly shared: boolean;
-  readonly #memory: WebAssembly.Memory;
-  readonly #allocator: Allocator;
+  readonly #memory: CpuMemory;
   readonly #pool: Pool;
   readonly #list: ProductList;
   readonly #ids: Map<string, number>;
   readonly #kernels: Record<string, (...args: number[]) => number>;
-  #floats: Float32Array;
-  #ints: Int32Array;
 
   constructor(options: CpuBackendOptions = {}) {
     const { env } = process;
     this.shared = options.shared ?? typeof SharedArrayBuffer === "function";
     if (!this.shared) this.notes.push("No SharedArrayBuffer: one thread only.");
     const threads = options.threads ?? numberFrom("SPARSEGATE_THREADS", env["SPARSEGATE_THREADS"]) ?? availableParallelism();
-    if (!Number.isInteger(threads) || threads < 1 || threads > 256) throw new ConfigError(`CpuBackend: expected threads to be an integer from 1 to 256, got ${threads}.`);
+    if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) throw new ConfigError(`CpuBackend: expected threads to be an integer from 1 to ${MAX_THREADS}, got ${threads}.`);
     this.threads = this.shared ? threads : 1;
     const simd = options.simd ?? ((env["SPARSEGATE_SIMD"] ?? "auto") as SimdChoice);
     if (!["auto", "simd", "relaxed"].includes(simd)) throw new ConfigError(`SPARSEGATE_SIMD: expected auto, simd or relaxed, got ${JSON.stringify(simd)}.`);
     const { module, variant, notes } = loadKernels(simd, this.shared);
     this.notes.push(...notes);
     this.variant = variant;
-    this.#memory = new WebAssembly.Memory(this.shared ? { initial: HEAP_START / PAGE, maximum: 65536, shared: true } : { initial: HEAP_START / PAGE, maximum: 65536 });
-    this.#kernels = instantiate(module, this.#memory);
-    this.#floats = new Float32Array(this.#memory.buffer);
-    this.#ints = new Int32Array(this.#memory.buffer);
-    this.#allocator = new Allocator(HEAP_START, HEAP_START, MEMORY_LIMIT, (end) => this.#grow(end));
+    this.#memory = new CpuMemory(this.shared);
+    this.#kernels = instantiate(module, this.#memory.wasm);
 
     const blasChoice = options.blas ?? env["SPARSEGATE_BLAS"] ?? "auto";
     // A private memory may move when it grows; a library that keeps addresses cannot follow.
-    this.blas = this.shared ? findCblas(blasChoice) : { found: undefined, reason: "needs shared memory" };
+    this.blas = this.shared ? findCblas(blasChoice) : { found: undefined, reason: "needs shared memory", tried: [] };
     if (!this.blas.found) this.notes.push(`No CBLAS: ${this.blas.reason}. Matrix products run in WebAssembly, at about a quarter of the rate.`);
     const names = kernelNames(module);
     this.#ids = new Map(names.map((name, i) => [name, i]));
     const scratchBytes = this.#kernels["gemmScratchBytes"]!();
-    const control = this.shared ? new SharedArrayBuffer(CONTROL_BYTES) : new ArrayBuffer(CONTROL_BYTES);
-    const executor = new Executor(this.#kernels, names, controlViews(control).items, this.#allocator.alloc(scratchBytes), this.#memory, this.blas.found);
+    const control = new Control(this.shared ? new SharedArrayBuffer(Control.BYTES) : new ArrayBuffer(Control.BYTES));
+    const executor = new Executor(this.#kernels, names, control.items, this.#memory.allocBytes(scratchBytes), this.#memory.wasm, this.blas.found);
     const setups = Array.from({ length: this.threads - 1 }, (): WorkerSetup => ({
       module,
-      memory: this.#memory,
+      memory: this.#memory.wasm,
       names,
-      control: control as SharedArrayBuffer,
-      scratch: this.#allocator.alloc(scratchBytes),
-      blas: this.blas.found ? this.blas.found.path : "none",
+      control: control.buffer as SharedArrayBuffer,
+      scratch: this.#memory.allocBytes(scratchBytes),
+      blas: this.blas.found?.path,
     }));
     this.#pool = new Pool(this.threads, executor, control, setups);
-    this.#list = new ProductList(this.#pool, controlViews(control).items);
+    this.#list = new ProductList(this.#pool, control.items);
     this.description = `${this.threads} thread${this.threads === 1 ? "" : "s"}, ${variant === "relaxed" ? "relaxed " : ""}SIMD kernels, products by ${this.blas.found ? this.blas.found.description : "WebAssembly"}`;
   }
 
-  #grow(end: number): number {
-    const size = this.#memory.buffer.byteLength;
-    const pages = Math.ceil((end - size) / PAGE);
-    if (pages > 0) {
-      try {
-        this.#memory.grow(pages);
-      } catch {
-        return size;
-      }
-    }
-    this.#floats = new Float32Array(this.#memory.buffer);
-    this.#ints = new Int32Array(this.#memory.buffer);
-    return this.#memory.buffer.byteLength;
+  /** What was found on this machine. */
+  probe(): CpuProbe {
+    const { found, tried } = this.blas;
+    const blas = found ? { name: found.name, version: found.version, path: found.path } : { reason: (this.blas as { reason: string }).reason };
+    return { variant: this.variant, threads: this.threads, sharedMemory: this.shared, blas, tried, notes: this.notes };
+  }
+
+  /** Waits until all workers run, for benchmarks; kernels need not. */
+  awaitWorkers(): void {
+    this.#pool.awaitWorkers();
   }
 
   /** Runs a kernel over [0, total) of its parallel axis. */
@@ -132,20 +120,16 @@ export class CpuBackend implements Backend {
 
   // ---- memory -------------------------------------------------------------------------------------------------
   alloc(dtype: DType, length: number): Buf {
-    return new CpuBuf(dtype, length, this.#allocator.alloc(4 * length));
+    return this.#memory.alloc(dtype, length);
   }
   free(buf: Buf): void {
-    this.#allocator.free(ptr(buf));
-  }
-  #view(buf: Buf): Float32Array | Int32Array {
-    const from = ptr(buf) / 4;
-    return (buf.dtype === "float32" ? this.#floats : this.#ints).subarray(from, from + buf.length);
+    this.#memory.free(buf);
   }
   write(buf: Buf, data: ArrayLike<number>): void {
-    this.#view(buf).set(data);
+    this.#memory.view(buf).set(data);
   }
   readSync(buf: Buf): Float32Array | Int32Array {
-    return this.#view(buf).slice();
+    return this.#memory.view(buf).slice();
   }
   read(buf: Buf): Promise<Float32Array | Int32Array> {
     return Promise.resolve(this.readSync(buf));
@@ -157,10 +141,10 @@ export class CpuBackend implements Backend {
     this.#run(dst.dtype === "float32" ? "fill" : "fillInt", n, 4 * GRAIN, ptr(dst), value, n);
   }
   memory(): MemoryUse {
-    return { used: this.#allocator.used, peak: this.#allocator.peak, reserved: this.#memory.buffer.byteLength, limit: MEMORY_LIMIT };
+    return this.#memory.use();
   }
   resetPeak(): void {
-    this.#allocator.peak = this.#allocator.used;
+    this.#memory.resetPeak();
   }
   dispose(): void {
     this.#pool.dispose();
@@ -168,7 +152,7 @@ export class CpuBackend implements Backend {
   /** Absolute address of a buffer, for a benchmark that calls the library directly. */
   addressOf(buf: Buf): number {
     if (!this.blas.found) throw new TensorError("CpuBackend.addressOf: expected a CBLAS to be in use, got none.");
-    return this.blas.found.addressOf(this.#memory) + ptr(buf);
+    return this.blas.found.addressOf(this.#memory.wasm) + ptr(buf);
   }
 
   // ---- elementwise --------------------------------------------------------------------------------------------
@@ -224,7 +208,7 @@ export class CpuBackend implements Backend {
     this.#list.flush();
   }
   groupedGemm(offsets: Buf, groups: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number): void {
-    const at = this.#view(offsets);
+    const at = this.#memory.view(offsets);
     const total = at[groups]! * p * q;
     for (let e = 0; e < groups; e++) {
       const first = at[e]!;
@@ -235,8 +219,8 @@ export class CpuBackend implements Backend {
     this.#list.flush();
   }
   groupedGemmWeight(offsets: Buf, groups: number, x: Buf, dy: Buf, dw: Buf, touched: Buf, p: number, q: number, accumulate: boolean): void {
-    const at = this.#view(offsets);
-    const flags = this.#view(touched);
+    const at = this.#memory.view(offsets);
+    const flags = this.#memory.view(touched);
     const total = at[groups]! * p * q;
     for (let e = 0; e < groups; e++) {
       const first = at[e]!;
@@ -262,11 +246,11 @@ export class CpuBackend implements Backend {
     this.#run("combineRowsGrad", n, rowGrain(width * k), ptr(src), ptr(position), ptr(weights), ptr(dy), ptr(dSrc), ptr(dWeights), n, k, width);
   }
   groupedBias(offsets: Buf, groups: number, x: Buf, bias: Buf, y: Buf, width: number): void {
-    const rows = this.#view(offsets)[groups]!;
+    const rows = this.#memory.view(offsets)[groups]!;
     this.#run("groupedBias", rows, rowGrain(width), ptr(offsets), groups, ptr(x), ptr(bias), ptr(y), width);
   }
   groupedBiasGrad(offsets: Buf, groups: number, dy: Buf, dBias: Buf, width: number): void {
-    this.#run("groupedBiasGrad", groups, 1, ptr(offsets), groups, ptr(dy), ptr(dBias), width);
+    this.#run("groupedBiasGrad", groups, rowGrain((width * this.#memory.view(offsets)[groups]!) / Math.max(groups, 1)), ptr(offsets), groups, ptr(dy), ptr(dBias), width);
   }
   routeByExpert(expert: Buf, m: number, groups: number, offsets: Buf, order: Buf, position: Buf): void {
     this.#once("routeByExpert", ptr(expert), m, groups, ptr(offsets), ptr(order), ptr(position));

@@ -1,24 +1,25 @@
 /**
  * Threads over one shared memory. A job is one kernel (or a list of products) cut into chunks; all threads, the main one too, take chunks from an atomic
  * counter until none are left. How a job is cut depends on its size and the number of threads alone, and no result depends on who did a chunk.
+ *
+ * The main thread never waits for a worker to come, only for chunks that one has taken: while workers start, or sleep, or have lost their core to another
+ * process, it does the work itself.
  */
 
+import { existsSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 import { SparsegateError } from "../../core/errors.js";
-import { ITEM_SIZE, type Executor } from "./executor.js";
+import { Control, CTL, PRODUCTS } from "./control.js";
+import type { Executor } from "./executor.js";
 
-/** Places in the control block (int32). */
-export const CTL = { epoch: 0, next: 1, done: 2, kernel: 3, argCount: 4, chunks: 5, chunkSize: 6, total: 7, ready: 8, failed: 9, stop: 10 } as const;
-export const CTL_INTS = 64;
-export const MAX_ARGS = 32;
-/** Most products in one job's list. */
-export const MAX_ITEMS = 4096;
-/** The kernel number that means "products of the list". */
-export const PRODUCTS = -1;
-
-/** Looks at the control block before a thread goes to sleep: about 50 µs. */
-export const SPINS = 20_000;
-const START_TIMEOUT_MS = 20_000;
+/** Looks at a shared word before a thread goes to sleep, about 50 µs; next to none where threads share cores, since the one waited for needs this one's. */
+const SPINS = 20_000;
+const SPINS_OVERSUBSCRIBED = 100;
+/** Waiting so long for a chunk, look whether its thread still lives. */
+const STALL_MS = 500;
+/** No chunk takes this long: where dead threads cannot be told from busy ones, give up. */
+const LOST_MS = 600_000;
 
 export interface WorkerSetup {
   module: WebAssembly.Module;
@@ -26,45 +27,35 @@ export interface WorkerSetup {
   names: string[];
   control: SharedArrayBuffer;
   scratch: number;
-  blas: string;
+  /** Path of the CBLAS that the main thread tried and trusts. */
+  blas: string | undefined;
 }
 
-/** Views of the control block, the same in every thread. */
-export function controlViews(control: ArrayBufferLike): { ctl: Int32Array; args: Float64Array; items: Float64Array } {
-  const args = CTL_INTS * 4;
-  return { ctl: new Int32Array(control, 0, CTL_INTS), args: new Float64Array(control, args, MAX_ARGS), items: new Float64Array(control, args + MAX_ARGS * 8, MAX_ITEMS * ITEM_SIZE) };
-}
-
-export const CONTROL_BYTES = CTL_INTS * 4 + MAX_ARGS * 8 + MAX_ITEMS * ITEM_SIZE * 8;
-
-/** Takes chunks of the present job until none are left. */
-export function takeChunks(ctl: Int32Array, args: readonly number[], executor: Executor): void {
-  const [kernel, chunks, size, total] = [ctl[CTL.kernel]!, ctl[CTL.chunks]!, ctl[CTL.chunkSize]!, ctl[CTL.total]!];
-  for (let chunk = Atomics.add(ctl, CTL.next, 1); chunk < chunks; chunk = Atomics.add(ctl, CTL.next, 1)) {
-    const begin = chunk * size;
-    const end = Math.min(total, begin + size);
-    if (kernel === PRODUCTS) executor.products(begin, end);
-    else executor.kernel(kernel, begin, end, args);
-  }
+/** What a worker gets: its setup, its number from 0, and how long to look for a job before it sleeps. */
+export interface WorkerStart extends WorkerSetup {
+  slot: number;
+  spins: number;
 }
 
 export class Pool {
   readonly #workers: Worker[] = [];
-  readonly #ctl: Int32Array;
-  readonly #args: Float64Array;
-  #started = false;
+  readonly #spins: number;
+  /** Why no more jobs can be run. */
+  #broken: string | undefined;
 
   constructor(
     readonly threads: number,
     readonly executor: Executor,
-    control: ArrayBufferLike,
+    readonly control: Control,
     setups: readonly WorkerSetup[],
   ) {
-    ({ ctl: this.#ctl, args: this.#args } = controlViews(control));
-    for (const setup of setups) {
-      const worker = new Worker(new URL("./worker.js", import.meta.url), { workerData: setup });
+    this.#spins = threads > availableParallelism() ? SPINS_OVERSUBSCRIBED : SPINS;
+    for (const [slot, setup] of setups.entries()) {
+      // No flags of the main thread: `node --input-type=module -e` would keep workers from starting.
+      const worker = new Worker(new URL("./worker.js", import.meta.url), { workerData: { ...setup, slot, spins: this.#spins } satisfies WorkerStart, execArgv: [] });
       worker.unref();
-      worker.on("error", () => Atomics.store(this.#ctl, CTL.failed, 1));
+      worker.on("error", (error) => (this.#broken ??= `A worker thread died (${error.message})`));
+      worker.on("exit", () => (this.#broken ??= "A worker thread ended by itself"));
       this.#workers.push(worker);
     }
   }
@@ -74,58 +65,84 @@ export class Pool {
    * @throws SparsegateError when a worker failed
    */
   run(id: number, total: number, grain: number, args: readonly number[]): void {
+    if (this.#broken !== undefined) throw this.#failure(this.#broken);
     if (total <= 0) return;
-    if (this.threads === 1 || total <= grain) {
+    if (this.#workers.length === 0 || total <= grain) {
       if (id === PRODUCTS) this.executor.products(0, total);
       else this.executor.kernel(id, 0, total, args);
       return;
     }
-    // Four chunks a thread even out unequal ones; a multiple of 16 keeps vectors and cache lines whole.
-    const size = id === PRODUCTS ? 1 : Math.max(grain, Math.ceil(total / (this.threads * 4) / 16) * 16);
+    // Four chunks a thread even out unequal ones. Where a chunk holds many small elements, multiples of 16 keep vectors and cache lines whole.
+    const unit = grain >= 16 ? 16 : 1;
+    const size = id === PRODUCTS ? 1 : Math.max(grain, Math.ceil(total / (this.threads * 4) / unit) * unit);
     this.#fork(id, Math.ceil(total / size), size, total, args);
   }
 
+  /** Waits until all workers have started, for tests and benchmarks; jobs need not. */
+  awaitWorkers(timeoutMs = 10_000): void {
+    const { ctl } = this.control;
+    const until = Date.now() + timeoutMs;
+    for (let ready = 0; (ready = Atomics.load(ctl, CTL.ready)) < this.#workers.length; Atomics.wait(ctl, CTL.ready, ready, 50)) {
+      const failure = this.control.takeFailure();
+      if (failure !== undefined) throw this.#failure(failure);
+      if (Date.now() > until) throw this.#failure(`Only ${ready} of ${this.#workers.length} worker threads started within ${timeoutMs / 1000} s`);
+    }
+  }
+
+  /** Stops the workers. Any further job is an error. */
+  dispose(): void {
+    this.#broken = "The backend was disposed of";
+    const { ctl } = this.control;
+    if (this.#workers.length === 0) return;
+    Atomics.store(ctl, CTL.stop, 1);
+    Atomics.add(ctl, CTL.epoch, 1);
+    Atomics.notify(ctl, CTL.epoch);
+    for (const worker of this.#workers) void worker.terminate();
+    this.#workers.length = 0;
+  }
+
   #fork(id: number, chunks: number, size: number, total: number, args: readonly number[]): void {
-    const ctl = this.#ctl;
-    if (!this.#started) this.#awaitWorkers();
-    this.#args.set(args);
+    const { ctl } = this.control;
+    for (let i = 0; i < args.length; i++) this.control.args[i] = args[i]!;
     ctl[CTL.kernel] = id;
     ctl[CTL.argCount] = args.length;
     ctl[CTL.chunks] = chunks;
     ctl[CTL.chunkSize] = size;
     ctl[CTL.total] = total;
-    Atomics.store(ctl, CTL.next, 0);
+    ctl[CTL.job]!++;
     Atomics.store(ctl, CTL.done, 0);
+    Atomics.store(ctl, CTL.left, chunks);
     Atomics.add(ctl, CTL.epoch, 1);
-    Atomics.notify(ctl, CTL.epoch);
-    takeChunks(ctl, args, this.executor);
-    const workers = this.#workers.length;
-    for (let spins = 0; ; spins++) {
-      const done = Atomics.load(ctl, CTL.done);
-      if (done === workers) break;
-      // Someone else has the core that a worker needs: let go of this one.
-      if (spins > SPINS) Atomics.wait(ctl, CTL.done, done, 1);
-    }
-    if (Atomics.load(ctl, CTL.failed) !== 0) throw new SparsegateError("A worker thread failed in a kernel. Set SPARSEGATE_THREADS=1 to run without workers, and please report it.");
+    // A worker that goes to sleep after this sees the new epoch and does not.
+    if (Atomics.load(ctl, CTL.sleeping) > 0) Atomics.notify(ctl, CTL.epoch, chunks - 1);
+    this.control.takeChunks(this.executor);
+    this.#join(chunks);
+    const failure = this.control.takeFailure();
+    if (failure !== undefined) throw this.#failure(`A thread failed (${failure})`);
   }
 
-  /** Workers start by themselves while this thread waits. */
-  #awaitWorkers(): void {
-    const until = Date.now() + START_TIMEOUT_MS;
-    for (;;) {
-      const ready = Atomics.load(this.#ctl, CTL.ready);
-      if (ready === this.#workers.length) break;
-      if (Date.now() > until) throw new SparsegateError(`Worker threads did not start within ${START_TIMEOUT_MS / 1000} s. Set SPARSEGATE_THREADS=1 to run without them.`);
-      Atomics.wait(this.#ctl, CTL.ready, ready, 100);
+  /** Waits for chunks that workers have taken. */
+  #join(chunks: number): void {
+    const { ctl } = this.control;
+    for (let spins = 0; spins < this.#spins; spins++) if (Atomics.load(ctl, CTL.done) === chunks) return;
+    Atomics.store(ctl, CTL.mainWaits, 1);
+    const since = Date.now();
+    for (let done = 0; (done = Atomics.load(ctl, CTL.done)) < chunks; ) {
+      if (Atomics.wait(ctl, CTL.done, done, STALL_MS) !== "timed-out" || !this.#lost(since)) continue;
+      Atomics.store(ctl, CTL.mainWaits, 0);
+      this.#broken = "A worker thread died in a job";
+      throw this.#failure(this.#broken);
     }
-    this.#started = true;
+    Atomics.store(ctl, CTL.mainWaits, 0);
   }
 
-  dispose(): void {
-    Atomics.store(this.#ctl, CTL.stop, 1);
-    Atomics.add(this.#ctl, CTL.epoch, 1);
-    Atomics.notify(this.#ctl, CTL.epoch);
-    for (const worker of this.#workers) void worker.terminate();
-    this.#workers.length = 0;
+  /** Whether a worker is dead. Its events cannot arrive while this thread waits, so look for the thread itself where the system shows it. */
+  #lost(since: number): boolean {
+    const ids = this.#workers.map((_, slot) => Atomics.load(this.control.ctl, CTL.threadIds + slot)).filter((id) => id > 0);
+    return ids.some((id) => !existsSync(`/proc/self/task/${id}`)) || Date.now() - since > LOST_MS;
+  }
+
+  #failure(what: string): SparsegateError {
+    return new SparsegateError(`${what}. Set SPARSEGATE_THREADS=1 to run without workers, and please report it if that helps.`);
   }
 }

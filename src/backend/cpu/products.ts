@@ -1,7 +1,8 @@
 /** Cuts matrix products into lists of smaller ones for the pool. Where a cut falls depends on sizes and the number of threads alone. */
 
 import { ITEM_SIZE } from "./executor.js";
-import { MAX_ITEMS, PRODUCTS, type Pool } from "./pool.js";
+import { MAX_ITEMS, PRODUCTS } from "./control.js";
+import type { Pool } from "./pool.js";
 
 /** Multiply-adds below which waking the other threads costs more than it saves. */
 const SMALL = 100_000;

@@ -1,27 +1,43 @@
 /** A worker thread of the pool: the same kernels on the same memory, waiting for jobs. */
 
+import { readlinkSync } from "node:fs";
 import { workerData } from "node:worker_threads";
-import { findCblas } from "./cblas.js";
+import { openCblas } from "./cblas.js";
+import { Control, CTL } from "./control.js";
 import { Executor } from "./executor.js";
-import { controlViews, CTL, SPINS, takeChunks, type WorkerSetup } from "./pool.js";
+import type { WorkerStart } from "./pool.js";
 import { instantiate } from "./wasm.js";
 
-const { module, memory, names, control, scratch, blas } = workerData as WorkerSetup;
-const { ctl, args, items } = controlViews(control);
-const executor = new Executor(instantiate(module, memory), names, items, scratch, memory, findCblas(blas).found);
+const start = workerData as WorkerStart;
+const control = new Control(start.control);
+const { ctl } = control;
 
-let seen = 0;
-Atomics.add(ctl, CTL.ready, 1);
-Atomics.notify(ctl, CTL.ready);
-for (;;) {
-  for (let spins = 0; Atomics.load(ctl, CTL.epoch) === seen; spins++) if (spins > SPINS) Atomics.wait(ctl, CTL.epoch, seen, 1000);
-  seen++;
-  if (Atomics.load(ctl, CTL.stop) !== 0) break;
+/** The system's number of this thread, by which the main one can see that it lives; 0 where the system does not tell. */
+function threadId(): number {
   try {
-    takeChunks(ctl, Array.from(args.subarray(0, ctl[CTL.argCount])), executor);
+    return Number(readlinkSync("/proc/thread-self").split("/").at(-1));
   } catch {
-    Atomics.store(ctl, CTL.failed, 1);
+    return 0;
   }
-  Atomics.add(ctl, CTL.done, 1);
-  Atomics.notify(ctl, CTL.done);
+}
+
+try {
+  const blas = start.blas === undefined ? undefined : openCblas(start.blas);
+  const executor = new Executor(instantiate(start.module, start.memory), start.names, control.items, start.scratch, start.memory, blas);
+  Atomics.store(ctl, CTL.threadIds + start.slot, threadId());
+  Atomics.add(ctl, CTL.ready, 1);
+  Atomics.notify(ctl, CTL.ready);
+  while (Atomics.load(ctl, CTL.stop) === 0) {
+    const seen = Atomics.load(ctl, CTL.epoch);
+    control.takeChunks(executor);
+    let spins = start.spins;
+    while (Atomics.load(ctl, CTL.epoch) === seen && spins > 0) spins--;
+    if (spins > 0) continue;
+    Atomics.add(ctl, CTL.sleeping, 1);
+    Atomics.wait(ctl, CTL.epoch, seen);
+    Atomics.sub(ctl, CTL.sleeping, 1);
+  }
+} catch (error) {
+  control.fail(error);
+  throw error;
 }
