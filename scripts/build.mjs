@@ -10,7 +10,7 @@ rmSync(`${root}dist`, { recursive: true, force: true });
 mkdirSync(`${root}dist/backend/cpu`, { recursive: true });
 
 // Static data sits at the bottom of the memory that all threads share; the heap of the backend starts above it.
-const common = ["src/kernels/index.ts", "--runtime", "stub", "--importMemory", "--noAssert", "-O3", "--converge",
+const common = ["src/kernels/index.ts", "--runtime", "stub", "--importMemory", "--noAssert", "-O3", "--disableWarning", "112",
   "--enable", "simd", "--disable", "mutable-globals", "--use", "abort="];
 const shared = ["--enable", "threads", "--sharedMemory", "--initialMemory", "16", "--maximumMemory", "65536"];
 const asc = "node_modules/assemblyscript/bin/asc.js";

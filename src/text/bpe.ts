@@ -55,7 +55,7 @@ export class BpeTokenizer implements Tokenizer {
     const ids = new Map<string, number>();
     tokens.forEach((token, id) => {
       if (special.has(id)) return;
-      const alien = [...token].find((character) => !BYTES.has(character));
+      const alien = Array.from(token).find((character) => !BYTES.has(character));
       if (alien !== undefined) throw new FileError(expectation(where, "tokens in the byte alphabet of GPT-2", token));
       ids.set(token, id);
     });
@@ -182,14 +182,14 @@ export class BpeTokenizer implements Tokenizer {
     const ids = Array.from(encoder.encode(piece), (byte) => this.#byteIds[byte]);
     while (ids.length > 1) {
       let best: { rank: number; id: number } | undefined;
-      let bestKey = -1;
+      let bestAt = -1;
       for (let i = 0; i + 1 < ids.length; i++) {
         const key = ids[i] * PAIR + ids[i + 1];
         const merge = this.#ranks.get(key);
-        if (merge !== undefined && (best === undefined || merge.rank < best.rank)) [best, bestKey] = [merge, key];
+        if (merge !== undefined && (best === undefined || merge.rank < best.rank)) [best, bestAt] = [merge, i];
       }
       if (best === undefined) break;
-      mergePair(ids, bestKey, best.id);
+      mergePair(ids, ids[bestAt], ids[bestAt + 1], best.id);
     }
     return ids;
   }
@@ -238,22 +238,20 @@ export function trainBpe(lines: Iterable<string>, { vocabSize }: { readonly voca
   const byteIds = CHARACTERS.map((character) => ids.get(character)!);
   const words = [...counts].map(([piece, count]) => ({ ids: Array.from(encoder.encode(piece), (byte) => byteIds[byte]), count }));
 
-  // The count of each pair now, and the words it has ever been in. Every change of a count enters the heap; outdated entries are passed over.
+  // The count of each pair now, and the words it has ever been in (a word may be named twice). Every change of a count enters the heap;
+  // outdated entries are passed over. Keys are first · vocabSize + second: small integers, which a Map finds faster than doubles.
   const pairCounts = new Map<number, number>();
-  const pairWords = new Map<number, Set<number>>();
-  const add = (index: number, sign: 1 | -1, changed?: Set<number>): void => {
-    const word = words[index];
-    for (let i = 0; i + 1 < word.ids.length; i++) {
-      const key = word.ids[i] * PAIR + word.ids[i + 1];
-      pairCounts.set(key, (pairCounts.get(key) ?? 0) + sign * word.count);
-      changed?.add(key);
-      if (sign < 0) continue;
-      const places = pairWords.get(key);
-      if (places === undefined) pairWords.set(key, new Set([index]));
-      else places.add(index);
-    }
+  const pairWords = new Map<number, number[]>();
+  const change = (key: number, by: number, index: number): void => {
+    pairCounts.set(key, (pairCounts.get(key) ?? 0) + by);
+    if (by < 0) return;
+    const places = pairWords.get(key);
+    if (places === undefined) pairWords.set(key, [index]);
+    else if (places[places.length - 1] !== index) places.push(index);
   };
-  for (let i = 0; i < words.length; i++) add(i, 1);
+  words.forEach((word, index) => {
+    for (let i = 0; i + 1 < word.ids.length; i++) change(word.ids[i] * vocabSize + word.ids[i + 1], word.count, index);
+  });
   const heap = new PairHeap();
   for (const [key, count] of pairCounts) heap.push({ key, count });
 
@@ -262,20 +260,24 @@ export function trainBpe(lines: Iterable<string>, { vocabSize }: { readonly voca
     const top = heap.pop();
     if (top === undefined || top.count < 2) break;
     if (pairCounts.get(top.key) !== top.count) continue;
-    const [first, second] = [tokens[Math.floor(top.key / PAIR)], tokens[top.key % PAIR]];
+    const [first, second] = [Math.floor(top.key / vocabSize), top.key % vocabSize];
+    const text = tokens[first] + tokens[second];
     // Two different pairs can make the same text ("ab"+"c", "a"+"bc"); both merges then lead to the one token.
-    let id = ids.get(first + second);
+    let id = ids.get(text);
     if (id === undefined) {
       id = tokens.length;
-      tokens.push(first + second);
-      ids.set(first + second, id);
+      tokens.push(text);
+      ids.set(text, id);
     }
-    merges.push([first, second]);
+    merges.push([tokens[first], tokens[second]]);
     const changed = new Set<number>();
     for (const index of pairWords.get(top.key)!) {
-      add(index, -1, changed);
-      mergePair(words[index].ids, top.key, id);
-      add(index, 1, changed);
+      const { ids: wordIds, count } = words[index];
+      mergePair(wordIds, first, second, id, (left, right, sign) => {
+        const key = left * vocabSize + right;
+        change(key, sign * count, index);
+        changed.add(key);
+      });
     }
     pairCounts.delete(top.key);
     pairWords.delete(top.key);
@@ -288,11 +290,22 @@ export function trainBpe(lines: Iterable<string>, { vocabSize }: { readonly voca
   return new BpeTokenizer(tokens, merges, new Set([0]), 0);
 }
 
-/** Replaces each occurrence of a pair, from the left, in place. */
-function mergePair(ids: number[], key: number, id: number): void {
+/**
+ * Replaces each occurrence of a pair, from the left, in place. `changed` hears of each neighbouring pair that goes (−1) or comes (+1), so
+ * that training need not count the rest of the word again; of the replaced pair itself it hears only where two occurrences overlap.
+ */
+function mergePair(ids: number[], first: number, second: number, id: number, changed?: (left: number, right: number, sign: 1 | -1) => void): void {
   let to = 0;
   for (let from = 0; from < ids.length; from++) {
-    if (from + 1 < ids.length && ids[from] * PAIR + ids[from + 1] === key) {
+    if (from + 1 < ids.length && ids[from] === first && ids[from + 1] === second) {
+      if (changed !== undefined && to > 0) {
+        changed(ids[to - 1], first, -1);
+        changed(ids[to - 1], id, 1);
+      }
+      if (changed !== undefined && from + 2 < ids.length) {
+        changed(second, ids[from + 2], -1);
+        changed(id, ids[from + 2], 1);
+      }
       ids[to++] = id;
       from++;
     } else ids[to++] = ids[from];

@@ -29,7 +29,7 @@ export function tokenizeCorpus(lines: Iterable<string>, tokenizer: Tokenizer): T
   let length = 0;
   const starts: number[] = [];
   for (const line of lines) {
-    if (line.trim() === "") continue;
+    if (!/[^\t-\r ]/.test(line)) continue;
     const ids = tokenizer.encode(line);
     if (ids.length === 0) continue;
     if (length + ids.length + 1 > tokens.length) {

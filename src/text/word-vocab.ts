@@ -1,4 +1,4 @@
-/** A vocabulary of whole words, split at white space: the tokenisation of the published language-model corpora. */
+/** A vocabulary of whole words, split at ASCII white space: the tokenisation of the published language-model corpora. */
 
 import { ConfigError, FileError, expectation } from "../core/errors.js";
 import { readLines } from "./corpus.js";
@@ -9,6 +9,12 @@ export const UNKNOWN = "<unk>";
 
 /** The file name of a word vocabulary in a checkpoint. */
 export const VOCABULARY_FILE = "vocab.txt";
+
+/**
+ * Tab, line ends and space, as in `wc -w` and KenLM. Not `\s`: a no-break space or a byte order mark inside a corpus is part of a word
+ * there, and the published token counts hold only so.
+ */
+const SPACE = /[\t-\r ]/;
 
 /** Options of a word vocabulary. */
 export interface WordVocabularyOptions {
@@ -43,9 +49,9 @@ export class WordVocabulary implements Tokenizer {
     let line = 0;
     for (const text of lines) {
       line++;
-      const word = text.trim();
+      const word = text.replace(/^[\t-\r ]+|[\t-\r ]+$/g, "");
       if (word === "") continue;
-      if (/\s/u.test(word)) throw new FileError(expectation(`${where}:${line}`, "one word a line", word));
+      if (SPACE.test(word)) throw new FileError(expectation(`${where}:${line}`, "one word a line", word));
       const before = lineOf.get(word);
       if (before !== undefined) throw new FileError(expectation(`${where}:${line}`, `a word not seen before`, word, `It is on line ${before} too; remove one.`));
       lineOf.set(word, line);
@@ -100,11 +106,19 @@ export class WordVocabulary implements Tokenizer {
 }
 
 function splitWords(text: string): string[] {
-  return text.split(/\s+/u).filter((word) => word !== "");
+  const words: string[] = [];
+  let start = 0;
+  for (let i = 0; i <= text.length; i++) {
+    const code = i < text.length ? text.charCodeAt(i) : 32;
+    if (code !== 32 && (code < 9 || code > 13)) continue;
+    if (i > start) words.push(text.slice(start, i));
+    start = i + 1;
+  }
+  return words;
 }
 
 function endWord(options: WordVocabularyOptions): string {
   const eos = options.eos ?? "</s>";
-  if (eos === "" || /\s/u.test(eos) || eos === UNKNOWN) throw new ConfigError(expectation("eos", `one word other than ${UNKNOWN}`, eos));
+  if (eos === "" || SPACE.test(eos) || eos === UNKNOWN) throw new ConfigError(expectation("eos", `one word other than ${UNKNOWN}`, eos));
   return eos;
 }

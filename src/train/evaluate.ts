@@ -50,8 +50,14 @@ export interface RoutedBatch {
   topK: number;
 }
 
-/** @param onRouted called for each batch with the experts of its rows, when the model has an MoE */
-export function evaluate(model: LanguageModel, batches: Iterable<Batch>, onRouted?: (routed: RoutedBatch) => void): Evaluation {
+export interface EvaluateOptions {
+  /** Called for each batch with the experts of its rows, when the model has an MoE. */
+  onRouted?: (routed: RoutedBatch) => void;
+  /** Batches go on where the one before ended. False: each starts from zero, and their sizes may differ. @default true */
+  carryState?: boolean;
+}
+
+export function evaluate(model: LanguageModel, batches: Iterable<Batch>, { onRouted, carryState = true }: EvaluateOptions = {}): Evaluation {
   let [total, tokens] = [0, 0];
   let states: LstmState[] | undefined;
   const E = model.moe?.numExperts ?? 0;
@@ -71,7 +77,7 @@ export function evaluate(model: LanguageModel, batches: Iterable<Batch>, onRoute
             onRouted({ batch, experts, gates: out.moe.gates.dataSync(), topK: out.moe.experts.shape[1]! });
           }
         }
-        states = carryStates(states, out.states);
+        if (carryState) states = carryStates(states, out.states);
       });
     }
   });

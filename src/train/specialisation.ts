@@ -3,7 +3,7 @@
 import type { LanguageModel } from "../models/language-model.js";
 import type { Batch } from "../text/batches.js";
 import type { Tokenizer } from "../text/tokenizer.js";
-import { evaluate } from "./evaluate.js";
+import { evaluate, type RoutedBatch } from "./evaluate.js";
 
 export interface LabelledText {
   text: string;
@@ -55,7 +55,8 @@ export function specialisation(model: LanguageModel, tokenizer: Tokenizer, texts
   const best: Place[][] = Array.from({ length: E }, () => []);
   const groups = grouped(sentences, batchSize);
   let g = 0;
-  evaluate(model, groups.map((members) => padded(members.map((i) => sentences[i]!), tokenizer.eosId)), ({ batch, experts, gates, topK }) => {
+  const batches = groups.map((members) => padded(members.map((i) => sentences[i]!), tokenizer.eosId));
+  const onRouted = ({ batch, experts, gates, topK }: RoutedBatch): void => {
     const members = groups[g++]!;
     for (let row = 0; row < batch.timeSteps * batch.batchSize; row++) {
       if (batch.targets[row]! < 0) continue;
@@ -69,7 +70,8 @@ export function specialisation(model: LanguageModel, tokenizer: Tokenizer, texts
         if (position >= 0) insert(best[expert]!, { gate: gates[row * topK + k]!, sentence, position });
       }
     }
-  });
+  };
+  evaluate(model, batches, { onRouted, carryState: false });
   const overall = new Float64Array(labels.length);
   for (const row of counts) for (let i = 0; i < overall.length; i++) overall[i]! += row[i]!;
   const experts = counts.map((row, expert) => profile(expert, row, overall, best[expert]!, (place) => context(place, sentences, texts, tokenizer)));

@@ -11,7 +11,7 @@ import { BatchStream, evaluationBatches } from "../text/batches.js";
 import { loadTokenizer } from "../text/load.js";
 import { latestCheckpoint, loadCheckpoint, saveCheckpoint, type Checkpoint } from "./checkpoint.js";
 import { checkConfig, type TrainConfig } from "./config.js";
-import { carryStates, evaluate, type Evaluation } from "./evaluate.js";
+import { carryStates, evaluate, type EvaluateOptions, type Evaluation } from "./evaluate.js";
 import { MetricsWriter } from "./metrics.js";
 import { Progress } from "./progress.js";
 import type { StoredTensor } from "./safetensors.js";
@@ -233,8 +233,8 @@ class Run {
 }
 
 /** Perplexity of a dataset under the run's text mode, every token once. */
-export function evaluateOn(model: LanguageModel, dataset: Datasets["train"], config: TrainConfig, onRouted?: Parameters<typeof evaluate>[2]): Evaluation {
-  return evaluate(model, evaluationBatches(dataset, { batchSize: config.batch_size, timeSteps: config.time_steps, mode: config.text_mode }), onRouted);
+export function evaluateOn(model: LanguageModel, dataset: Datasets["train"], config: TrainConfig, options: EvaluateOptions = {}): Evaluation {
+  return evaluate(model, evaluationBatches(dataset, { batchSize: config.batch_size, timeSteps: config.time_steps, mode: config.text_mode }), options);
 }
 
 function stepMetrics(result: StepResult, meanLoss: number, learningRate: number, tokensPerSecond: number): Record<string, number> {

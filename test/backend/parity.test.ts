@@ -217,11 +217,11 @@ for (const [rows, cols] of SHAPES) {
   const x = draw.floats(n, -8, 8);
   const masked = cols > 1 ? x.map((v, i) => (i % cols === 1 ? -Infinity : v)) : x;
   for (const [name, input] of [["", x], [", a masked column", masked], [", one NaN", x.with(n - 1, NaN)], [", far from 0", x.map((v) => v + 512)]] as const) {
-    // Far from 0 float32 itself is coarse: the logarithms are relative to 512.
-    const far = { y: 1, out: name.includes("far") ? 512 : 1 };
+    // x − logSumExp(x): the latter is rounded to float32, whose last place at 512 is 6e-5.
+    const coarse = name.includes("far") ? 6 : 1;
     add("softmax", `${label}${name}`, { x: input, y: blank(n) }, (b, { x, y }) => b.softmax(x, y, rows, cols));
-    add("logSoftmax", `${label}${name}`, { x: input, y: blank(n) }, (b, { x, y }) => b.logSoftmax(x, y, rows, cols), { y: name.includes("far") ? 16 : 1 });
-    add("logSumExp", `${label}${name}`, { x: input, out: blank(rows) }, (b, { x, out }) => b.logSumExp(x, out, rows, cols), { out: far.out });
+    add("logSoftmax", `${label}${name}`, { x: input, y: blank(n) }, (b, { x, y }) => b.logSoftmax(x, y, rows, cols), { y: coarse });
+    add("logSumExp", `${label}${name}`, { x: input, out: blank(rows) }, (b, { x, out }) => b.logSumExp(x, out, rows, cols));
   }
   const { soft, logSoft } = computed({ x, soft: blank(n), logSoft: blank(n) }, (b, m) => {
     b.softmax(m.x, m.soft, rows, cols);

@@ -7,6 +7,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { BpeTokenizer, trainBpe } from "#sparsegate/text/bpe.js";
 import { readLines } from "#sparsegate/text/corpus.js";
+import { tokenizeCorpus } from "#sparsegate/text/dataset.js";
 import { loadTokenizer } from "#sparsegate/text/load.js";
 import { WordVocabulary } from "#sparsegate/text/word-vocab.js";
 
@@ -16,6 +17,33 @@ function file(name: string, content: string | Uint8Array): string {
   const path = join(folder, name);
   writeFileSync(path, content);
   return path;
+}
+
+/** Byte-pair merges of words of ASCII letters the slow way: all pairs counted anew before each merge; ties go to the lowest ids. */
+function mergesByRecount(words: readonly string[], vocabSize: number): [string, string][] {
+  // "a" is id 65, after </s> and the 64 characters from ! to the one before it.
+  const ids = new Map(["a", "b", "c"].map((letter, i) => [letter, 65 + i]));
+  const merges: [string, string][] = [];
+  let pieces = words.map((word) => word.split(""));
+  for (let size = 257; size < vocabSize; ) {
+    const counts = new Map<string, number>();
+    for (const piece of pieces) for (let i = 0; i + 1 < piece.length; i++) counts.set(`${piece[i]} ${piece[i + 1]}`, (counts.get(`${piece[i]} ${piece[i + 1]}`) ?? 0) + 1);
+    const order = [...counts].map(([pair, count]) => ({ pair: pair.split(" ") as [string, string], count }));
+    order.sort((a, b) => b.count - a.count || ids.get(a.pair[0])! - ids.get(b.pair[0])! || ids.get(a.pair[1])! - ids.get(b.pair[1])!);
+    if (order.length === 0 || order[0].count < 2) break;
+    const [first, second] = order[0].pair;
+    merges.push([first, second]);
+    if (!ids.has(first + second)) ids.set(first + second, size++);
+    pieces = pieces.map((piece) => {
+      const merged: string[] = [];
+      for (let i = 0; i < piece.length; i++) {
+        if (piece[i] === first && piece[i + 1] === second) merged.push(first + piece[++i]);
+        else merged.push(piece[i]);
+      }
+      return merged;
+    });
+  }
+  return merges;
 }
 
 describe("readLines", () => {
@@ -50,6 +78,14 @@ describe("WordVocabulary", () => {
     expect(vocabulary.encode("toString __proto__ hasOwnProperty constructor")).toEqual([4, 2, vocabulary.unkId, 3]);
   });
 
+  it("splits at ASCII white space alone, as wc and KenLM do: a no-break space or byte order mark is part of a word", () => {
+    const vocabulary = WordVocabulary.fromCounts(["a\u00a0b \t\uFEFF\r\fc c c"]);
+    expect([2, 3, 4].map((id) => vocabulary.tokenText(id))).toEqual(["c", "a\u00a0b", "\uFEFF"]);
+    expect([...tokenizeCorpus(["\uFEFF", " \t"], vocabulary).tokens]).toEqual([4, 0]);
+    const { file: name, text } = vocabulary.save();
+    expect(loadTokenizer(name, text).encode("\uFEFF a\u00a0b c")).toEqual([4, 3, 2]);
+  });
+
   it("adds <unk> and the end word to a file's end, and refuses a word twice by its line", () => {
     const vocabulary = WordVocabulary.fromFile(file("vocab.txt", "the\nof\n"), { eos: "<eos>" });
     expect([vocabulary.vocabSize, vocabulary.unkId, vocabulary.eosId]).toEqual([4, 2, 3]);
@@ -79,6 +115,27 @@ describe("byte-pair encoding", () => {
       ["Ġlow", "er"],
     ]);
     expect(tokenizer.encode("low lower").map((id) => tokenizer.tokenText(id))).toEqual(["low", " lower"]);
+  });
+
+  it("learns aa, ab, aaab from aaabdaaabac, where pairs overlap and tie", () => {
+    // (a,a) 4, (a,b) 2; then with Z = aa: (a,b) 2 and (Z,a) 2, of which (a,b) has the lower ids; then (Z,ab) 2; then no pair is left twice.
+    const tokenizer = trainBpe(["aaabdaaabac"], { vocabSize: 300 });
+    expect(JSON.parse(tokenizer.save().text).model.merges).toEqual([
+      ["a", "a"],
+      ["a", "b"],
+      ["aa", "ab"],
+    ]);
+    expect(tokenizer.vocabSize).toBe(260);
+  });
+
+  it("learns the merges of a plain recount of all pairs before each merge", () => {
+    const word = fc.string({ unit: fc.constantFrom("a", "b", "c"), minLength: 1, maxLength: 14 });
+    fc.assert(
+      fc.property(fc.array(word, { minLength: 1, maxLength: 12 }), (words) => {
+        const { model } = JSON.parse(trainBpe(words, { vocabSize: 290 }).save().text);
+        expect(model.merges).toEqual(mergesByRecount(words, 290));
+      }),
+    );
   });
 
   const tokenizer = trainBpe(["the cat's hat — das Wetter, 漢字 漢字 🙂🙂", "the the that there __proto__ </s>"], { vocabSize: 300 });

@@ -1,0 +1,78 @@
+/** The machine's CBLAS: found or not, tested before it is trusted, and the same bytes as the WebAssembly memory. */
+
+import { afterEach, describe, expect, it, vi } from "vitest";
+import { findCblas, openCblas, selfTest } from "#sparsegate/backend/cpu/cblas.js";
+import { CpuBackend } from "#sparsegate/backend/cpu/index.js";
+
+const search = findCblas("auto");
+if (!search.found) console.warn(`SKIPPED tests with a CBLAS: ${search.reason}`);
+const withBlas = search.found ? it : it.skip;
+
+describe("findCblas", () => {
+  it("says why there is none when switched off or not there", () => {
+    expect(findCblas("none")).toMatchObject({ found: undefined, reason: expect.stringContaining("switched off") });
+    const missing = findCblas("/nowhere/libblas.so");
+    expect(missing.found).toBeUndefined();
+    expect(missing.tried).toHaveLength(1);
+    expect((missing as { reason: string }).reason).toContain("/nowhere/libblas.so");
+  });
+
+  withBlas("lists what was tried and names what is in use", () => {
+    expect(search.tried.at(-1)).toBe(`${search.found!.path}: in use`);
+    if (search.found!.name === "OpenBLAS") expect(search.found!.version).toMatch(/^\d+\.\d+/);
+  });
+
+  withBlas("gives the library its threads for one piece of work only, also when that throws", () => {
+    const blas = openCblas(search.found!.path);
+    expect(blas.withThreads(2, () => 7)).toBe(7);
+    expect(() => blas.withThreads(2, () => { throw new Error("stop"); })).toThrow("stop");
+  });
+});
+
+describe("selfTest", () => {
+  withBlas("accepts the library and refuses one that ignores alpha, beta, or a transposition", () => {
+    const { sgemm } = search.found!;
+    expect(selfTest(sgemm)).toBeUndefined();
+    expect(selfTest((tA, tB, m, n, k, _alpha, ...rest) => sgemm(tA, tB, m, n, k, 1, ...rest))).toContain("came out wrong");
+    expect(selfTest((tA, tB, m, n, k, alpha, a, lda, b, ldb, _beta, c, ldc) => sgemm(tA, tB, m, n, k, alpha, a, lda, b, ldb, 0, c, ldc))).toContain("came out wrong");
+    expect(selfTest((_tA, tB, ...rest) => sgemm(false, tB, ...rest))).toContain("A transposed");
+    expect(selfTest(() => undefined)).toContain("came out wrong");
+  });
+});
+
+describe("the memory a CBLAS computes on", () => {
+  withBlas("stays where it is as it grows", () => {
+    const memory = new WebAssembly.Memory({ initial: 1, maximum: 65536, shared: true });
+    const before = search.found!.addressOf(memory);
+    memory.grow(5000);
+    expect(search.found!.addressOf(memory)).toBe(before);
+  });
+
+  withBlas("can be reached above 2 GiB (product of ones: every element is k)", () => {
+    const backend = new CpuBackend({ threads: 1 });
+    try {
+      const low = backend.alloc("float32", 2 ** 29 + 1024);
+      const [m, n, k] = [5, 7, 9];
+      const [a, b, c] = [m * k, k * n, m * n].map((length) => backend.alloc("float32", length));
+      backend.fill(a, 1, m * k);
+      backend.fill(b, 1, k * n);
+      backend.gemm(false, false, m, n, k, 1, a, k, b, n, 0, c, n);
+      expect([...backend.readSync(c)]).toEqual(new Array(m * n).fill(k));
+      backend.free(low);
+    } finally {
+      backend.dispose();
+    }
+  });
+});
+
+describe("CpuBackend without a CBLAS", () => {
+  afterEach(() => vi.unstubAllEnvs());
+
+  it("says so in its notes and its probe", () => {
+    vi.stubEnv("SPARSEGATE_BLAS", "none");
+    const backend = new CpuBackend({ threads: 1 });
+    expect(backend.notes.join(" ")).toContain("No CBLAS: switched off");
+    expect(backend.probe().blas).toEqual({ reason: expect.stringContaining("switched off") });
+    backend.dispose();
+  });
+});
