@@ -1,10 +1,13 @@
-// Every kernel of the CPU backend. The first two arguments, begin and end, are the part of the parallel axis to do; the rest follow Backend's methods.
+/** The WebAssembly module: every kernel, under the name of its method of the backend. What kernels share is imported, not exported. */
 
 export * from "./elementwise";
 export * from "./strided";
 export * from "./rows";
-export * from "./rowwise";
-export * from "./cells";
+export * from "./softmax";
+export * from "./normalise";
+export * from "./losses";
+export * from "./lstm";
+export * from "./gating";
 export * from "./random";
 export * from "./optim";
-export { gemm, gemmScratchBytes } from "./gemm";
+export * from "./gemm";

@@ -1,166 +1,168 @@
-// Optimiser updates: Adam, dense and by rows, Adam with factored second moments, SGD, and the sum of squares for clipping.
+/** Optimiser updates: Adam, dense, by rows and with a factored second moment (App. D); SGD; sums of squares for clipping. */
 
-import { loadPart, storePart } from "./vectors";
-import { splat } from "./lanes";
+import { dotOf, loadPart, madd, storePart } from "./vectors";
 
-/** One Adam update of `count` elements; m = 0 means no first moment. Corrections are 1/(1 − βᵗ). */
-function update(p: usize, g: usize, m: usize, v: usize, count: i32, lr: f32, b1: f32, b2: f32, epsilon: f32, decay: f32, gradScale: f32, c1: f32, c2: f32): void {
-  const s = splat(gradScale);
-  for (let i = 0; i < count; i += 4) {
-    const n = count - i;
-    const at = <usize>i << 2;
-    const whole = n >= 4;
-    const gradient = f32x4.mul(s, whole ? v128.load(g + at) : loadPart(g + at, n));
-    const v0 = whole ? v128.load(v + at) : loadPart(v + at, n);
-    const p0 = whole ? v128.load(p + at) : loadPart(p + at, n);
-    const v1 = f32x4.add(f32x4.mul(splat(b2), v0), f32x4.mul(splat(1 - b2), f32x4.mul(gradient, gradient)));
-    let direction = gradient;
-    if (m != 0) {
-      const m0 = whole ? v128.load(m + at) : loadPart(m + at, n);
-      const m1 = f32x4.add(f32x4.mul(splat(b1), m0), f32x4.mul(splat(1 - b1), gradient));
-      if (whole) v128.store(m + at, m1);
-      else storePart(m + at, m1, n);
-      direction = f32x4.mul(m1, splat(c1));
-    }
-    const root = f32x4.add(f32x4.sqrt(f32x4.mul(v1, splat(c2))), splat(epsilon));
-    const delta = f32x4.add(f32x4.div(direction, root), f32x4.mul(splat(decay), p0));
-    const p1 = f32x4.sub(p0, f32x4.mul(splat(lr), delta));
-    if (whole) {
-      v128.store(v + at, v1);
-      v128.store(p + at, p1);
-    } else {
-      storePart(v + at, v1, n);
-      storePart(p + at, p1, n);
-    }
-  }
+// @ts-ignore: decorator
+@inline
+function get(p: usize, count: i32): v128 {
+  return count >= 4 ? v128.load(p) : loadPart(p, count);
 }
 
 // @ts-ignore: decorator
 @inline
-function correction(beta: f64, step: i32): f32 {
-  return <f32>(1 / (1 - Math.pow(beta, <f64>step)));
+function put(p: usize, v: v128, count: i32): void {
+  if (count >= 4) v128.store(p, v);
+  else storePart(p, v, count);
 }
 
-export function adam(begin: i32, end: i32, param: usize, grad: usize, m: usize, v: usize, n: i32, step: i32, lr: f64, b1: f64, b2: f64, epsilon: f64, decay: f64, gradScale: f64): void {
-  const at = <usize>begin << 2;
-  update(param + at, grad + at, m == 0 ? 0 : m + at, v + at, end - begin, <f32>lr, <f32>b1, <f32>b2, <f32>epsilon, <f32>decay, <f32>gradScale, correction(b1, step), correction(b2, step));
+/** βᵗ by squaring. */
+function power(beta: f64, t: i32): f64 {
+  let result: f64 = 1;
+  for (; t > 0; t >>= 1) {
+    if (t & 1) result *= beta;
+    beta *= beta;
+  }
+  return result;
 }
 
-export function adamRows(begin: i32, end: i32, param: usize, grad: usize, rows: usize, slots: i32, width: i32, m: usize, v: usize, steps: usize, lr: f64, b1: f64, b2: f64, epsilon: f64, decay: f64, gradScale: f64): void {
-  for (let s = begin; s < end; s++) {
-    const r = load<i32>(rows + (<usize>s << 2));
-    if (r < 0) continue;
-    const count = steps + (<usize>r << 2);
-    const step = load<i32>(count) + 1;
-    store<i32>(count, step);
-    const at = (<usize>r * <usize>width) << 2;
-    update(param + at, grad + ((<usize>s * <usize>width) << 2), m == 0 ? 0 : m + at, v + at, width, <f32>lr, <f32>b1, <f32>b2, <f32>epsilon, <f32>decay, <f32>gradScale, correction(b1, step), correction(b2, step));
+/** param after a step along direction / (√v̂ + ε) with decoupled decay: p·keep − rate·direction/(√(v·correction) + ε). */
+// @ts-ignore: decorator
+@inline
+function stepped(p: v128, direction: v128, v: v128, rate: v128, correction: v128, epsilon: v128, keep: v128): v128 {
+  return f32x4.sub(f32x4.mul(p, keep), f32x4.div(f32x4.mul(rate, direction), f32x4.add(f32x4.sqrt(f32x4.mul(v, correction)), epsilon)));
+}
+
+/** `count` elements, `n` (4, or fewer at the end) at a time; m 0 where there is no first moment. Settings in float64 so that corrections are exact. */
+function update(param: usize, grad: usize, m: usize, v: usize, count: i32, step: i32, learningRate: f64, beta1: f64, beta2: f64, epsilon: f64, weightDecay: f64, gradScale: f64): void {
+  const rate = f32x4.splat(<f32>(m ? learningRate / (1 - power(beta1, step)) : learningRate));
+  const correction = f32x4.splat(<f32>(1 / (1 - power(beta2, step))));
+  const keep = f32x4.splat(<f32>(1 - learningRate * weightDecay));
+  const e = f32x4.splat(<f32>epsilon), scale = f32x4.splat(<f32>gradScale);
+  const b1 = f32x4.splat(<f32>beta1), c1 = f32x4.splat(<f32>(1 - beta1));
+  const b2 = f32x4.splat(<f32>beta2), c2 = f32x4.splat(<f32>(1 - beta2));
+  for (let i = 0; i < count; i += 4) {
+    const at = (<usize>i) << 2;
+    const left = count - i;
+    const g = f32x4.mul(get(grad + at, left), scale);
+    const second = madd(b2, get(v + at, left), f32x4.mul(c2, f32x4.mul(g, g)));
+    let direction = g;
+    if (m) {
+      direction = madd(b1, get(m + at, left), f32x4.mul(c1, g));
+      put(m + at, direction, left);
+    }
+    put(v + at, second, left);
+    put(param + at, stepped(get(param + at, left), direction, second, rate, correction, e, keep), left);
   }
 }
 
-export function factoredAdamRows(begin: i32, end: i32, param: usize, grad: usize, rows: usize, slots: i32, height: i32, width: i32, rowMean: usize, colMean: usize, steps: usize, lr: f64, b1: f64, b2: f64, epsilon: f64, decay: f64, gradScale: f64): void {
-  const size = (<usize>height * <usize>width) << 2;
+export function adam(begin: i32, end: i32, param: usize, grad: usize, m: usize, v: usize, n: i32, step: i32, learningRate: f64, beta1: f64, beta2: f64, epsilon: f64, weightDecay: f64, gradScale: f64): void {
+  const at = (<usize>begin) << 2;
+  update(param + at, grad + at, m ? m + at : 0, v + at, end - begin, step, learningRate, beta1, beta2, epsilon, weightDecay, gradScale);
+}
+
+export function adamRows(begin: i32, end: i32, param: usize, grad: usize, rows: usize, slots: i32, width: i32, m: usize, v: usize, steps: usize, learningRate: f64, beta1: f64, beta2: f64, epsilon: f64, weightDecay: f64, gradScale: f64): void {
   for (let s = begin; s < end; s++) {
-    const e = rows == 0 ? s : load<i32>(rows + (<usize>s << 2));
-    if (e < 0) continue;
-    const count = steps + (<usize>e << 2);
-    const step = load<i32>(count) + 1;
-    store<i32>(count, step);
-    const g = grad + <usize>s * size;
-    const p = param + <usize>e * size;
-    const R = rowMean + ((<usize>e * <usize>height) << 2);
-    const C = colMean + ((<usize>e * <usize>width) << 2);
-    const fresh = <f32>(1 - b2);
-    const b = <f32>b2;
-    const g2 = <f32>(gradScale * gradScale);
-    // Columns decay first; each row of g² is then added with its share.
-    for (let j = 0; j < width; j++) store<f32>(C + (<usize>j << 2), b * load<f32>(C + (<usize>j << 2)));
-    const share = splat((fresh * g2) / <f32>height);
+    const row = load<i32>(rows + ((<usize>s) << 2));
+    if (row < 0) continue;
+    const counter = steps + ((<usize>row) << 2);
+    const step = load<i32>(counter) + 1;
+    store<i32>(counter, step);
+    const at = <usize>row * <usize>width << 2;
+    update(param + at, grad + (<usize>s * <usize>width << 2), m ? m + at : 0, v + at, width, step, learningRate, beta1, beta2, epsilon, weightDecay, gradScale);
+  }
+}
+
+export function factoredAdamRows(begin: i32, end: i32, param: usize, grad: usize, rows: usize, slots: i32, height: i32, width: i32, rowMean: usize, colMean: usize, steps: usize, learningRate: f64, beta1: f64, beta2: f64, epsilon: f64, weightDecay: f64, gradScale: f64): void {
+  const bytes = (<usize>width) << 2;
+  const matrix = bytes * <usize>height;
+  const b2 = f32x4.splat(<f32>beta2);
+  const share = f32x4.splat(<f32>((1 - beta2) / <f64>height));
+  const scale = f32x4.splat(<f32>gradScale);
+  const rate = f32x4.splat(<f32>learningRate), e = f32x4.splat(<f32>epsilon), keep = f32x4.splat(<f32>(1 - learningRate * weightDecay));
+  for (let s = begin; s < end; s++) {
+    const which = rows ? load<i32>(rows + ((<usize>s) << 2)) : s;
+    if (which < 0) continue;
+    const counter = steps + ((<usize>which) << 2);
+    const step = load<i32>(counter) + 1;
+    store<i32>(counter, step);
+    const g = grad + matrix * <usize>s, p = param + matrix * <usize>which;
+    const R = rowMean + (<usize>which * <usize>height << 2), C = colMean + bytes * <usize>which;
+    for (let j = 0; j < width; j += 4) {
+      const at = (<usize>j) << 2;
+      put(C + at, f32x4.mul(b2, get(C + at, width - j)), width - j);
+    }
     let overall: f64 = 0;
     for (let i = 0; i < height; i++) {
-      const from = g + ((<usize>i * <usize>width) << 2);
-      let sum = splat(0);
-      let j = 0;
-      for (; j + 4 <= width; j += 4) {
-        const at = <usize>j << 2;
-        const x = v128.load(from + at);
-        const x2 = f32x4.mul(x, x);
-        sum = f32x4.add(sum, x2);
-        v128.store(C + at, f32x4.add(v128.load(C + at), f32x4.mul(share, x2)));
-      }
-      let total = f32x4.extract_lane(sum, 0) + f32x4.extract_lane(sum, 1) + (f32x4.extract_lane(sum, 2) + f32x4.extract_lane(sum, 3));
-      for (; j < width; j++) {
-        const x = load<f32>(from + (<usize>j << 2));
-        total += x * x;
-        store<f32>(C + (<usize>j << 2), load<f32>(C + (<usize>j << 2)) + f32x4.extract_lane(share, 0) * x * x);
-      }
-      const mean = b * load<f32>(R + (<usize>i << 2)) + (fresh * g2 * total) / <f32>width;
-      store<f32>(R + (<usize>i << 2), mean);
-      overall += <f64>mean;
-    }
-    overall /= <f64>height;
-    const c2 = <f64>correction(b2, step);
-    const rate = <f32>lr;
-    const eps = splat(<f32>epsilon);
-    for (let i = 0; i < height; i++) {
-      // v_ij = row_i·col_j / mean(row), corrected for the bias of its young average.
-      const factor: f32 = overall == 0 ? 0 : <f32>((<f64>load<f32>(R + (<usize>i << 2)) / overall) * c2);
-      const from = g + ((<usize>i * <usize>width) << 2);
-      const to = p + ((<usize>i * <usize>width) << 2);
+      const row = g + bytes * <usize>i;
       for (let j = 0; j < width; j += 4) {
-        const n = width - j;
-        const at = <usize>j << 2;
-        const x = f32x4.mul(splat(<f32>gradScale), n >= 4 ? v128.load(from + at) : loadPart(from + at, n));
-        const root = f32x4.add(f32x4.sqrt(f32x4.mul(splat(factor), n >= 4 ? v128.load(C + at) : loadPart(C + at, n))), eps);
-        const p0 = n >= 4 ? v128.load(to + at) : loadPart(to + at, n);
-        const p1 = f32x4.sub(p0, f32x4.mul(splat(rate), f32x4.add(f32x4.div(x, root), f32x4.mul(splat(<f32>decay), p0))));
-        if (n >= 4) v128.store(to + at, p1);
-        else storePart(to + at, p1, n);
+        const at = (<usize>j) << 2;
+        const left = width - j;
+        const x = f32x4.mul(get(row + at, left), scale);
+        put(C + at, madd(share, f32x4.mul(x, x), get(C + at, left)), left);
+      }
+      const r = R + ((<usize>i) << 2);
+      const mean = dotOf(row, row, width) * gradScale * gradScale / <f64>width;
+      store<f32>(r, <f32>(beta2 * <f64>load<f32>(r) + (1 - beta2) * mean));
+      overall += <f64>load<f32>(r);
+    }
+    overall = (overall / <f64>height) * (1 - power(beta2, step));
+    for (let i = 0; i < height; i++) {
+      const row = g + bytes * <usize>i, to = p + bytes * <usize>i;
+      const factor = f32x4.splat(overall == 0 ? 0 : <f32>(<f64>load<f32>(R + ((<usize>i) << 2)) / overall));
+      for (let j = 0; j < width; j += 4) {
+        const at = (<usize>j) << 2;
+        const left = width - j;
+        put(to + at, stepped(get(to + at, left), f32x4.mul(get(row + at, left), scale), get(C + at, left), rate, factor, e, keep), left);
       }
     }
   }
 }
 
-export function sgd(begin: i32, end: i32, param: usize, grad: usize, n: i32, lr: f32, gradScale: f32): void {
-  const s = splat(lr * gradScale);
-  let i = begin;
-  for (; i + 4 <= end; i += 4) v128.store(param + (<usize>i << 2), f32x4.sub(v128.load(param + (<usize>i << 2)), f32x4.mul(s, v128.load(grad + (<usize>i << 2)))));
-  for (; i < end; i++) store<f32>(param + (<usize>i << 2), load<f32>(param + (<usize>i << 2)) - lr * gradScale * load<f32>(grad + (<usize>i << 2)));
+/** param −= rate·grad. */
+// @ts-ignore: decorator
+@inline
+function descend(param: usize, grad: usize, n: i32, rate: f32): void {
+  const rate4 = f32x4.splat(rate);
+  for (let i = 0; i < n; i += 4) {
+    const at = (<usize>i) << 2;
+    const left = n - i;
+    put(param + at, f32x4.sub(get(param + at, left), f32x4.mul(rate4, get(grad + at, left))), left);
+  }
 }
 
-export function sgdRows(begin: i32, end: i32, param: usize, grad: usize, rows: usize, slots: i32, width: i32, lr: f32, gradScale: f32): void {
+export function sgd(begin: i32, end: i32, param: usize, grad: usize, n: i32, learningRate: f32, gradScale: f32): void {
+  const at = (<usize>begin) << 2;
+  descend(param + at, grad + at, end - begin, learningRate * gradScale);
+}
+
+export function sgdRows(begin: i32, end: i32, param: usize, grad: usize, rows: usize, slots: i32, width: i32, learningRate: f32, gradScale: f32): void {
   for (let s = begin; s < end; s++) {
-    const r = load<i32>(rows + (<usize>s << 2));
-    if (r >= 0) sgd(0, width, param + ((<usize>r * <usize>width) << 2), grad + ((<usize>s * <usize>width) << 2), width, lr, gradScale);
+    const row = load<i32>(rows + ((<usize>s) << 2));
+    if (row >= 0) descend(param + (<usize>row * <usize>width << 2), grad + (<usize>s * <usize>width << 2), width, learningRate * gradScale);
   }
 }
 
-/** Σ x² of chunks of 65536 elements, or of slots in use, each a float64 of its own so that the total does not depend on who added what. */
+/** Elements in one partial sum of `sumSquaresPartial`: the CPU backend counts chunks by the same number. */
+const CHUNK = 65536;
+
+/** partials[c] = Σ x² of chunk c in float64; where rows are given, of slot c (0 where rows[c] is −1). */
 export function sumSquaresPartial(begin: i32, end: i32, x: usize, n: i32, rows: usize, width: i32, partials: usize): void {
-  const size = rows == 0 ? 65536 : width;
-  for (let chunk = begin; chunk < end; chunk++) {
-    let total: f64 = 0;
-    if (rows == 0 || load<i32>(rows + (<usize>chunk << 2)) >= 0) {
-      const first = chunk * size;
-      const last = min(n, first + size);
-      for (let from = first; from < last; from += 1024) {
-        const to = min(last, from + 1024);
-        let sum = splat(0);
-        let i = from;
-        for (; i + 4 <= to; i += 4) {
-          const v = v128.load(x + (<usize>i << 2));
-          sum = f32x4.add(sum, f32x4.mul(v, v));
-        }
-        for (; i < to; i++) total += <f64>load<f32>(x + (<usize>i << 2)) * <f64>load<f32>(x + (<usize>i << 2));
-        total += <f64>f32x4.extract_lane(sum, 0) + <f64>f32x4.extract_lane(sum, 1) + <f64>f32x4.extract_lane(sum, 2) + <f64>f32x4.extract_lane(sum, 3);
-      }
+  for (let c = begin; c < end; c++) {
+    let sum: f64 = 0;
+    if (!rows) {
+      const at = x + (<usize>c * CHUNK << 2);
+      sum = dotOf(at, at, min(CHUNK, n - c * CHUNK));
+    } else if (load<i32>(rows + ((<usize>c) << 2)) >= 0) {
+      const at = x + (<usize>c * <usize>width << 2);
+      sum = dotOf(at, at, width);
     }
-    store<f64>(partials + (<usize>chunk << 3), total);
+    store<f64>(partials + ((<usize>c) << 3), sum);
   }
 }
 
+/** out[0] += the partial sums, in order. */
 export function sumSquaresFinish(count: i32, partials: usize, out: usize): void {
-  let total: f64 = 0;
-  for (let i = 0; i < count; i++) total += load<f64>(partials + (<usize>i << 3));
-  store<f32>(out, <f32>(<f64>load<f32>(out) + total));
+  let sum = <f64>load<f32>(out);
+  for (let c = 0; c < count; c++) sum += load<f64>(partials + ((<usize>c) << 3));
+  store<f32>(out, <f32>sum);
 }

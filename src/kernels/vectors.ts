@@ -163,3 +163,9 @@ export function sumRows(src: usize, stride: i32, rows: i32, out: usize, n: i32):
   }
   for (; r < rows; r++) addRow(src + step * <usize>r, out, n);
 }
+
+// @ts-ignore: decorator
+@inline
+export function splat(x: f32): v128 {
+  return f32x4.splat(x);
+}
