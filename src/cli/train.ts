@@ -35,7 +35,7 @@ export async function trainCommand(options: Record<string, unknown>): Promise<vo
   for (const note of (defaultBackend() as { notes?: string[] }).notes ?? []) progress.note(note);
   const signal = stopSignal(progress);
   writeFileAtomic(join(config.output_dir, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
-  const resume = options["resume"] === undefined ? undefined : options["resume"] === true ? config.output_dir : String(options["resume"]);
+  const resume = options["resume"] === undefined ? undefined : options["resume"] === true ? config.output_dir : (options["resume"] as string);
   const result = await train(config, corporaOf(config), { progress, signal, resume });
   progress.finish(`${config.model}: ${result.steps} steps, ${Math.round(result.tokensPerSecond)} tokens/s`);
   const summary = {

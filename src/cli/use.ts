@@ -24,7 +24,7 @@ export function evalCommand(run: string, options: Options): void {
   const path = (options["data"] as string | undefined) ?? config.test ?? config.valid;
   if (path === undefined) throw new ConfigError("eval: expected --data, as the run has neither test nor valid text.");
   const result = evaluateOn(model, tokenizeCorpus(readLines(path), tokenizer), config);
-  print({ data: path, tokens: result.tokens, loss: result.loss, perplexity: result.perplexity, ...(result.balance ?? {}) }, options["json"]);
+  print({ data: path, tokens: result.tokens, loss: result.loss, perplexity: result.perplexity, ...result.balance }, options["json"]);
   defaultBackend().dispose();
 }
 

@@ -1,7 +1,7 @@
 /** From a configuration to data, model, optimiser and schedule. */
 
 import { ConfigError } from "../core/errors.js";
-import { computeCost, LanguageModel, type LanguageModelConfig } from "../models/language-model.js";
+import { computeCost, type LanguageModel, type LanguageModelConfig } from "../models/language-model.js";
 import { presetMiddle } from "../models/presets.js";
 import { Adam, Sgd, type Optimizer } from "../optim/optimizers.js";
 import { constant, inverseSquareRoot, stepDecay, type Schedule } from "../optim/schedules.js";

@@ -10,11 +10,10 @@ const MIB = 2 ** 20;
 
 /** A space of up to `limit` that grows by pages and counts how often. */
 function space(limit: number): { allocator: Allocator; growths: () => number } {
-  let end = START;
   let growths = 0;
   const allocator = new Allocator(START, START, limit, (to) => {
     growths++;
-    return (end = Math.min(limit, Math.ceil(to / PAGE) * PAGE));
+    return Math.min(limit, Math.ceil(to / PAGE) * PAGE);
   });
   return { allocator, growths: () => growths };
 }

@@ -108,14 +108,17 @@ export function openCblas(path: string): Cblas {
       return undefined;
     }
   };
-  const openblas = optional("const char *openblas_get_config()")?.();
+  const text = (signature: string): string => {
+    const answer = optional(signature)?.();
+    return typeof answer === "string" ? answer.replace(/\s+/g, " ").trim() : "";
+  };
   const openblasThreads = optional("void openblas_set_num_threads(int)");
   const mklThreads = optional("void MKL_Set_Num_Threads(int)");
   const blisThreads = optional("void bli_thread_set_num_threads(int64_t)");
   const setter = openblasThreads ?? mklThreads ?? blisThreads;
   const name = openblasThreads ? "OpenBLAS" : mklThreads ? "MKL" : blisThreads ? "BLIS" : path.includes("Accelerate") ? "Accelerate" : "CBLAS";
-  const build = typeof openblas === "string" ? openblas.replace(/\s+/g, " ").trim() : "";
-  const version = name === "BLIS" ? String(optional("const char *bli_info_get_version_str()")?.() ?? "") : (/\d+\.\d+(\.\d+)?/.exec(build)?.[0] ?? "");
+  const build = text("const char *openblas_get_config()");
+  const version = name === "BLIS" ? text("const char *bli_info_get_version_str()") : (/\d+\.\d+(\.\d+)?/.exec(build)?.[0] ?? "");
   const threadsNow = optional("int openblas_get_num_threads()") ?? optional("int MKL_Get_Max_Threads()") ?? optional("int64_t bli_thread_get_num_threads()");
   const setThreads = (n: number): boolean => {
     setter?.(n);

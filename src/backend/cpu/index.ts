@@ -62,7 +62,7 @@ export class CpuBackend implements Backend {
   constructor(options: CpuBackendOptions = {}) {
     const { env } = process;
     this.shared = options.shared ?? typeof SharedArrayBuffer === "function";
-    if (!this.shared) this.notes.push("No SharedArrayBuffer: one thread only.");
+    if (!this.shared) this.notes.push(options.shared === false ? "Private memory (shared: false): one thread only." : "No SharedArrayBuffer here: one thread only.");
     const threads = options.threads ?? numberFrom("SPARSEGATE_THREADS", env["SPARSEGATE_THREADS"]) ?? availableParallelism();
     if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) throw new ConfigError(`CpuBackend: expected threads to be an integer from 1 to ${MAX_THREADS}, got ${threads}.`);
     this.threads = this.shared ? threads : 1;

@@ -10,7 +10,7 @@ import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 import { SparsegateError } from "../../core/errors.js";
-import { Control, CTL, PRODUCTS } from "./control.js";
+import { CTL, PRODUCTS, type Control } from "./control.js";
 import type { Executor } from "./executor.js";
 
 /** Looks at a shared word before a thread goes to sleep, about 50 µs; next to none where threads share cores, since the one waited for needs this one's. */

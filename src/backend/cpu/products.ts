@@ -8,12 +8,16 @@ import type { Pool } from "./pool.js";
 const SMALL = 100_000;
 /** Pieces a thread when a single product is cut. */
 const PIECES = 2;
+/** A list whose largest product is so many times the average is put in order. */
+const UNEVEN = 1.5;
 /** Pieces of C are multiples of this many rows or columns: whole register tiles of every BLAS. */
 const TILE = 48;
 
 export class ProductList {
+  readonly #costs = new Float64Array(MAX_ITEMS);
   #count = 0;
   #work = 0;
+  #most = 0;
 
   constructor(
     readonly pool: Pool,
@@ -24,6 +28,8 @@ export class ProductList {
   add(transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number, a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
     if (m === 0 || n === 0) return;
     if (this.#count === MAX_ITEMS) this.flush();
+    const cost = m * n * k;
+    this.#costs[this.#count] = cost;
     const at = this.#count++ * ITEM_SIZE;
     const { items } = this;
     items[at] = transA ? 1 : 0;
@@ -39,7 +45,8 @@ export class ProductList {
     items[at + 10] = beta;
     items[at + 11] = c;
     items[at + 12] = ldc;
-    this.#work += m * n * k;
+    this.#work += cost;
+    this.#most = Math.max(this.#most, cost);
   }
 
   /** Adds a product cut along the longer side of C into at most `pieces`. */
@@ -64,8 +71,17 @@ export class ProductList {
   flush(): void {
     const count = this.#count;
     const work = this.#work;
+    if (work >= SMALL && this.#most * count > UNEVEN * work) this.#largestFirst(count);
     this.#count = 0;
     this.#work = 0;
+    this.#most = 0;
     if (count > 0) this.pool.run(PRODUCTS, count, work < SMALL ? count : 1, []);
+  }
+
+  /** Orders the list by work, so that no thread is left alone with a large product at the end. Equal ones keep their order. */
+  #largestFirst(count: number): void {
+    const order = Array.from({ length: count }, (_, i) => i).sort((i, j) => this.#costs[j]! - this.#costs[i]!);
+    const before = this.items.slice(0, count * ITEM_SIZE);
+    for (const [to, from] of order.entries()) this.items.set(before.subarray(from * ITEM_SIZE, (from + 1) * ITEM_SIZE), to * ITEM_SIZE);
   }
 }
