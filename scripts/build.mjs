@@ -1,6 +1,8 @@
-// Builds dist/: the AssemblyScript kernels in four variants, then the TypeScript sources.
+// Builds dist/: the AssemblyScript kernels in four variants, then the TypeScript sources. Kernels take most of the time and seldom change: what was
+// compiled is kept in node_modules/.cache under a hash of everything it depends on.
 import { execFileSync, spawn } from "node:child_process";
-import { mkdirSync, rmSync, chmodSync, existsSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
@@ -20,11 +22,23 @@ const variants = [
   ["relaxed", [...shared, "--enable", "relaxed-simd", "--use", "RELAXED=1"]],
   ["relaxed-unshared", ["--enable", "relaxed-simd", "--use", "RELAXED=1"]],
 ];
+const sources = createHash("sha256").update(readFileSync(`${root}node_modules/assemblyscript/package.json`));
+for (const name of readdirSync(`${root}src/kernels`).sort()) sources.update(name).update(readFileSync(`${root}src/kernels/${name}`));
+const cache = `${root}node_modules/.cache/sparsegate-kernels`;
+mkdirSync(cache, { recursive: true });
 // Side by side: each takes some seconds.
 const compile = ([name, flags]) =>
   new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [asc, ...common, ...flags, "--outFile", `dist/backend/cpu/kernels.${name}.wasm`], { cwd: root, stdio: "inherit" });
-    child.on("exit", (code) => (code === 0 ? resolve() : reject(new Error(`asc failed for ${name}`))));
+    const kept = `${cache}/${sources.copy().update([...common, ...flags].join(" ")).digest("hex")}.wasm`;
+    const take = () => resolve(copyFileSync(kept, `${root}dist/backend/cpu/kernels.${name}.wasm`));
+    if (existsSync(kept)) return take();
+    const made = `${kept}.${process.pid}.wasm`;
+    const child = spawn(process.execPath, [asc, ...common, ...flags, "--outFile", made], { cwd: root, stdio: "inherit" });
+    child.on("exit", (code) => {
+      if (code !== 0) return reject(new Error(`asc failed for ${name}`));
+      renameSync(made, kept);
+      take();
+    });
   });
 await Promise.all(variants.map(compile));
 
