@@ -1,0 +1,16 @@
+/** The benchmarks by name: `npm run bench -- NAME`. */
+
+import { gemm } from "./gemm.js";
+import type { Benchmark } from "./harness.js";
+import { lmStep } from "./lm-step.js";
+import { memory } from "./memory.js";
+import { moeLayer } from "./moe-layer.js";
+import { peers } from "./peers.js";
+
+export const benchmarks: Record<string, Benchmark> = {
+  "moe-layer": moeLayer,
+  peers,
+  gemm,
+  "lm-step": lmStep,
+  memory,
+};

@@ -1,0 +1,38 @@
+/** The MoE layer against a straightforward PyTorch one: a loop over experts with index_add (bench/peers/torch_moe.py). */
+
+import { interleave, round, useCpu, type BenchResult, type Benchmark } from "./harness.js";
+import { D, F, K, ROWS, layer, training } from "./moe-layer.js";
+import { PythonPeer } from "./peers/peer.js";
+
+/** How many times faster we have to be, by number of experts. */
+const BOUNDS: Record<number, number> = { 64: 5, 256: 10 };
+
+export const peers: Benchmark = {
+  question: `how many times faster than a straightforward PyTorch MoE (same work, same threads, same BLAS) is the layer?`,
+  options: { experts: "16,64,256", rounds: 5, install: "no" },
+  async run({ experts, rounds, install }): Promise<BenchResult> {
+    const backend = useCpu();
+    const torch = await PythonPeer.start("torch_moe.py", "torch", [String(backend.threads)], install === "yes");
+    if ("missing" in torch) {
+      backend.dispose();
+      return { rows: [], targets: [], notes: [`PyTorch is missing, nothing was measured: ${torch.missing}`] };
+    }
+    const rows: BenchResult["rows"] = [];
+    const targets: BenchResult["targets"] = [];
+    for (const E of String(experts).split(",").map(Number)) {
+      const { moe, x, weights } = layer(E);
+      const times = await interleave(
+        { torch: () => torch.peer.ask(`moe ${E} ${ROWS} ${D} ${F} ${K}`), sparsegate: training(moe, x, weights) },
+        { rounds: Number(rounds) },
+      );
+      moe.dispose();
+      const useful = 2 * ROWS * K * 2 * D * F * 3;
+      const ratio = times.torch.median / times.sparsegate.median;
+      rows.push({ experts: E, "torch ms": round(1000 * times.torch.median), "torch GF/s": round(useful / times.torch.median / 1e9), "sparsegate ms": round(1000 * times.sparsegate.median), "sparsegate GF/s": round(useful / times.sparsegate.median / 1e9), "times faster": round(ratio) });
+      if (BOUNDS[E] !== undefined) targets.push({ name: `times faster than PyTorch with ${E} experts`, value: ratio, bound: BOUNDS[E] });
+    }
+    torch.peer.stop();
+    backend.dispose();
+    return { rows, targets, notes: [`peer: ${torch.hello}`, ...backend.notes] };
+  },
+};
