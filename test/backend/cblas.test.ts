@@ -1,7 +1,7 @@
 /** The machine's CBLAS: found or not, tested before it is trusted, and the same bytes as the WebAssembly memory. */
 
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { findCblas, openCblas, selfTest } from "#sparsegate/backend/cpu/cblas.js";
+import { findCblas, openblasCore, openCblas, selfTest } from "#sparsegate/backend/cpu/cblas.js";
 import { CpuBackend } from "#sparsegate/backend/cpu/index.js";
 
 const search = findCblas("auto");
@@ -26,6 +26,17 @@ describe("findCblas", () => {
     const blas = openCblas(search.found!.path);
     expect(blas.withThreads(2, () => 7)).toBe(7);
     expect(() => blas.withThreads(2, () => { throw new Error("stop"); })).toThrow("stop");
+  });
+});
+
+describe("openblasCore", () => {
+  const cpuinfo = (vendor: string, family: number, flags: string): string => `processor\t: 0\nvendor_id\t: ${vendor}\ncpu family\t: ${family}\nmodel\t\t: 17\nflags\t\t: fpu ${flags} avx2\n`;
+  it("takes AVX-512 kernels for Zen 5, AVX2 ones for Zen 4, and leaves every other choice to the library", () => {
+    expect(openblasCore(cpuinfo("AuthenticAMD", 26, "avx512f"))).toBe("SkylakeX");
+    expect(openblasCore(cpuinfo("AuthenticAMD", 25, "avx512f avx512_bf16"))).toBe("Haswell");
+    expect(openblasCore(cpuinfo("AuthenticAMD", 25, "avx"))).toBeUndefined();
+    expect(openblasCore(cpuinfo("GenuineIntel", 6, "avx512f"))).toBeUndefined();
+    expect(openblasCore("")).toBeUndefined();
   });
 });
 

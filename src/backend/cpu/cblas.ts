@@ -80,19 +80,28 @@ export function findCblas(choice: string): CblasSearch {
   return { found: undefined, reason: failures.length > 0 ? failures.join("; ") : "no library found", tried };
 }
 
-/**
- * What libraries read as they are loaded. OpenBLAS before 0.3.26 takes recent AMD CPUs with AVX-512 for Haswell and runs at half speed;
- * Accelerate has no call for its number of threads.
- */
+/** What libraries read as they are loaded. Accelerate has no call for its number of threads. */
 function mendEnvironment(): void {
   if (process.platform === "darwin") process.env["VECLIB_MAXIMUM_THREADS"] ??= "1";
   if (process.platform !== "linux" || process.env["OPENBLAS_CORETYPE"] !== undefined) return;
   try {
-    const cpu = readFileSync("/proc/cpuinfo", "utf8");
-    if (cpu.includes("AuthenticAMD") && /\bavx512f\b/.test(cpu)) process.env["OPENBLAS_CORETYPE"] = "SkylakeX";
+    const core = openblasCore(readFileSync("/proc/cpuinfo", "utf8"));
+    if (core !== undefined) process.env["OPENBLAS_CORETYPE"] = core;
   } catch {
     // Without /proc the library decides by itself.
   }
+}
+
+/**
+ * The kernels OpenBLAS should use, where it chooses badly by itself (docs/decisions): AMD with AVX-512. Zen 5 (family 26) computes 512 bits at once, and
+ * releases before 0.3.26 give it those for AVX2, at half the rate. Zen 4 computes 256 bits at a time, so that AVX-512 kernels gain nothing, and theirs lose
+ * a third on products of few rows; some builds choose them by its bfloat16 instructions.
+ * @param cpuinfo text of /proc/cpuinfo
+ */
+export function openblasCore(cpuinfo: string): "SkylakeX" | "Haswell" | undefined {
+  if (!cpuinfo.includes("AuthenticAMD") || !/\bavx512f\b/.test(cpuinfo)) return undefined;
+  const family = Number(/^cpu family\s*:\s*(\d+)/m.exec(cpuinfo)?.[1]);
+  return family >= 26 ? "SkylakeX" : "Haswell";
 }
 
 /** Opens a library that is trusted already. @throws Error when it cannot be loaded or has no cblas_sgemm */
