@@ -32,6 +32,8 @@ export class Control {
   readonly args: Float64Array;
   readonly items: Float64Array;
   readonly #message: Uint8Array;
+  /** The present job's arguments, in this thread's own memory. */
+  readonly #jobArgs: number[] = [];
 
   constructor(readonly buffer: ArrayBufferLike) {
     this.ctl = new Int32Array(buffer, 0, CTL_INTS);
@@ -44,7 +46,7 @@ export class Control {
   takeChunks(executor: Executor): void {
     const { ctl } = this;
     let job: number | undefined;
-    let args: number[] = [];
+    const args = this.#jobArgs;
     for (;;) {
       const left = Atomics.load(ctl, CTL.left);
       if (left <= 0) return;
@@ -52,7 +54,8 @@ export class Control {
       // One call may span several jobs.
       if (ctl[CTL.job] !== job) {
         job = ctl[CTL.job];
-        args = Array.from(this.args.subarray(0, ctl[CTL.argCount]));
+        args.length = ctl[CTL.argCount]!;
+        for (let i = 0; i < args.length; i++) args[i] = this.args[i]!;
       }
       const chunks = ctl[CTL.chunks]!;
       const begin = (chunks - left) * ctl[CTL.chunkSize]!;

@@ -24,7 +24,9 @@ function prepare(where: string, x: Tensor, weight: Tensor, targets: Tensor, colu
   }
   if (targets.size !== n) throw new TensorError(`${where}: expected ${n} targets (one a row), got ${targets.size}.`);
   let counted = 0;
-  for (const [i, t] of targets.dataSync().entries()) {
+  const list = targets.dataSync();
+  for (let i = 0; i < n; i++) {
+    const t = list[i]!;
     if (t >= v || t < -1) throw new TensorError(`${where}: expected targets from -1 (ignored) to ${v - 1}, got ${t} at row ${i}.`);
     if (t >= 0) counted++;
   }
@@ -107,7 +109,10 @@ export function sampledCrossEntropy(x: Tensor, weight: Tensor, bias: Tensor | un
   const trueShift = tensor(Float32Array.from(targetList, (t) => (t < 0 ? 0 : candidates.logExpectedOf(t))), [n], "float32", backend);
   const losses = empty([n], "float32", backend);
   // Rows of [samples; targets]: their weights, and in training their gradients.
-  const classes = tensor(Int32Array.from([...candidates.samples, ...Array.from(targetList, (t) => Math.max(t, 0))]), [s + n], "int32", backend);
+  const classList = new Int32Array(s + n);
+  classList.set(candidates.samples);
+  for (let i = 0; i < n; i++) classList[s + i] = Math.max(targetList[i]!, 0);
+  const classes = tensor(classList, [s + n], "int32", backend);
   const gathered = empty([s + n, d], "float32", backend);
   backend.gatherRows(weight.buffer, classes.buffer, gathered.buffer, s + n, d);
   const trueLogit = empty([n], "float32", backend);
