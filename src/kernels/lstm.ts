@@ -67,7 +67,7 @@ function cellsGrad(gates: usize, width: usize, cPrev: usize, c: usize, dh: usize
 export function lstmCellGrad(begin: i32, end: i32, gates: usize, cPrev: usize, c: usize, dh: usize, dc: usize, dGates: usize, rows: i32, hidden: i32): void {
   const width = (<usize>hidden) << 2;
   for (let r = begin; r < end; r++) {
-    const four = 4 * width * <usize>r;
+    const four: usize = 4 * width * <usize>r;
     const one = width * <usize>r;
     let j = 0;
     for (; j <= hidden - 4; j += 4) {
