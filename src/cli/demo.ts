@@ -5,12 +5,11 @@
 
 import { cpus } from "node:os";
 import { join } from "node:path";
-import { FileError } from "../core/errors.js";
 import { computeCost } from "../models/language-model.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { trainBpe } from "../text/bpe.js";
 import { tokenizeCorpus } from "../text/dataset.js";
-import { findMessages, loadMessages, splitMessages, type Message } from "../text/messages.js";
+import { loadMessages, splitMessages, type Message } from "../text/messages.js";
 import { checkConfig, type TrainConfig } from "../train/config.js";
 import { generate } from "../train/generate.js";
 import { Progress } from "../train/progress.js";
@@ -55,14 +54,12 @@ export async function demo(options: Record<string, unknown>): Promise<void> {
   const steps = (options["maxSteps"] as number | undefined) ?? (quick ? QUICK_STEPS : FULL_STEPS);
   const seed = options["seed"] as number;
   const outputDir = String(options["outputDir"]);
-  const folder = findMessages();
-  if (!folder) throw new FileError("demo: expected TypeScript 5's messages, found none. Run npm install --no-save typescript@5.9.3 in this folder, or train on your own text with sparsegate train.");
   const backend = defaultBackend();
   progress.note(`Backend: ${backend.description}`);
   for (const note of (backend as { notes?: string[] }).notes ?? []) progress.note(note);
   const signal = stopSignal(progress);
 
-  const split = splitMessages(loadMessages(folder), { seed, validShare: 0.02, testShare: 0.05 });
+  const split = splitMessages(loadMessages(), { seed, validShare: 0.02, testShare: 0.05 });
   const lines = (messages: readonly Message[]): string[] => messages.map(({ text }) => text);
   const languages = [...new Set(split.train.map(({ language }) => language))].sort();
   progress.note(`Text: ${split.train.length} messages in ${languages.length} languages; ${split.test.length} kept for testing, no translation of them is trained on.`);

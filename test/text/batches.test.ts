@@ -1,9 +1,10 @@
 // Batches for training and evaluation, and the corpus of compiler messages.
+import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { type Batch, type BatchMode, BatchStream, evaluationBatches } from "#sparsegate/text/batches.js";
 import { TokenDataset, tokenizeCorpus } from "#sparsegate/text/dataset.js";
-import { findMessages, loadMessages, splitMessages } from "#sparsegate/text/messages.js";
+import { loadMessages, splitMessages } from "#sparsegate/text/messages.js";
 import { WordVocabulary } from "#sparsegate/text/word-vocab.js";
 
 const EOS = 0;
@@ -167,14 +168,18 @@ describe("tokenizeCorpus", () => {
 });
 
 describe("the compiler's messages", () => {
-  const folder = findMessages();
-  const messages = folder === undefined ? [] : loadMessages(folder);
+  const messages = loadMessages();
 
   it("are there in fourteen languages, each on one line", () => {
     expect(new Set(messages.map(({ language }) => language)).size).toBe(14);
     expect(messages).toContainEqual({ key: "Unterminated_string_literal_1002", language: "en", text: "Unterminated string literal." });
     expect(messages.filter(({ language }) => language === "en").length).toBe(2121);
     expect(messages.filter(({ text }) => /[\r\n]/.test(text) || text === "")).toEqual([]);
+  });
+
+  it("name the file and the way out when they are missing or damaged", () => {
+    expect(() => loadMessages("/nowhere/messages.json.br")).toThrow(/nowhere.*expected the compiler's messages, packed, got .*ENOENT.*npm run build/);
+    expect(() => loadMessages(fileURLToPath(import.meta.url))).toThrow(/batches\.test.*expected the compiler's messages, packed, got .*install sparsegate again/);
   });
 
   it("are split so that no key is in two parts, and none is lost", () => {
