@@ -16,6 +16,7 @@ import { Progress } from "../train/progress.js";
 import { writeReport, type DemoReport, type ReportRun } from "../train/report.js";
 import { specialisation, type Specialisation } from "../train/specialisation.js";
 import { evaluateOn, trainOn } from "../train/trainer.js";
+import { openBackend } from "./backend.js";
 import { compact, table } from "./format.js";
 import { stopSignal } from "./train.js";
 
@@ -54,9 +55,8 @@ export async function demo(options: Record<string, unknown>): Promise<void> {
   const steps = (options["maxSteps"] as number | undefined) ?? (quick ? QUICK_STEPS : FULL_STEPS);
   const seed = options["seed"] as number;
   const outputDir = String(options["outputDir"]);
-  const backend = defaultBackend();
+  const backend = openBackend();
   progress.note(`Backend: ${backend.description}`);
-  for (const note of (backend as { notes?: string[] }).notes ?? []) progress.note(note);
   const signal = stopSignal(progress);
 
   const split = splitMessages(loadMessages(), { seed, validShare: 0.02, testShare: 0.05 });

@@ -34,7 +34,7 @@ export function doctor(options: Record<string, unknown>): void {
     blas_gflops: backend.blas.found ? Math.round(gemmRate(backend, n)) : null,
     wasm_gflops: Math.round(gemmRate(wasm, n, 3)),
     notes: backend.notes,
-    advice: backend.blas.found ? [] : ["For about four times the speed install a BLAS: apt install libopenblas0-pthread, brew install openblas, or set SPARSEGATE_BLAS to its path."],
+    tried: backend.blas.found ? [] : backend.blas.tried,
   };
   if (options["json"] === true) process.stdout.write(`${JSON.stringify(report)}\n`);
   else {

@@ -24,7 +24,7 @@ function program(): Command {
   root
     .command("demo")
     .description("train a dense model and MoE layers of 4, 32 and 256 experts on TypeScript's messages in 14 languages, and report")
-    .option("--quick", "a few hundred steps each: shows that everything runs, not that capacity wins")
+    .option("--quick", "40 steps each: shows that everything runs, not that capacity wins")
     .option("--output-dir <dir>", "where the report goes", "runs/demo")
     .option("--max-steps <n>", "training steps a model", wholeNumber)
     .option("--seed <n>", "seed of everything random", wholeNumber, 0)

@@ -7,6 +7,7 @@ import { writeFileAtomic } from "../train/atomic.js";
 import { Progress } from "../train/progress.js";
 import { corporaOf, makeTokenizer, planRun } from "../train/setup.js";
 import { train } from "../train/trainer.js";
+import { openBackend } from "./backend.js";
 import { bytes, compact, table } from "./format.js";
 
 /** Aborts at the first Ctrl-C or SIGTERM; a second one ends the process. */
@@ -32,7 +33,7 @@ export async function trainCommand(options: Record<string, unknown>): Promise<vo
   const config = resolveConfig({ file: options["config"] as string | undefined, env: process.env, flags });
   if (options["dryRun"] === true) return dryRun(config, options["json"] === true);
   const progress = new Progress({ enabled: options["progress"] !== false });
-  for (const note of (defaultBackend() as { notes?: string[] }).notes ?? []) progress.note(note);
+  openBackend();
   const signal = stopSignal(progress);
   writeFileAtomic(join(config.output_dir, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
   const resume = options["resume"] === undefined ? undefined : options["resume"] === true ? config.output_dir : (options["resume"] as string);

@@ -10,6 +10,7 @@ import { defaultBackend } from "../tensor/default-backend.js";
 import { generate } from "../train/generate.js";
 import { readMetrics } from "../train/metrics.js";
 import { evaluateOn, loadModel, openCheckpoint } from "../train/trainer.js";
+import { openBackend } from "./backend.js";
 import { compact, table } from "./format.js";
 
 type Options = Record<string, unknown>;
@@ -20,6 +21,7 @@ function print(values: Record<string, unknown>, json: unknown): void {
 }
 
 export function evalCommand(run: string, options: Options): void {
+  openBackend();
   const { model, config, tokenizer } = loadModel(openCheckpoint(run));
   const path = (options["data"] as string | undefined) ?? config.test ?? config.valid;
   if (path === undefined) throw new ConfigError("eval: expected --data, as the run has neither test nor valid text.");
@@ -29,6 +31,7 @@ export function evalCommand(run: string, options: Options): void {
 }
 
 export function generateCommand(run: string, options: Options): void {
+  openBackend();
   const { model, tokenizer } = loadModel(openCheckpoint(run));
   const prompt = String(options["prompt"]);
   process.stdout.write(prompt);
@@ -45,6 +48,7 @@ export function generateCommand(run: string, options: Options): void {
 }
 
 export function inspectCommand(run: string, options: Options): void {
+  openBackend();
   const checkpoint = openCheckpoint(run);
   const { model, config } = loadModel(checkpoint);
   const cost = computeCost(model.config);

@@ -24,8 +24,8 @@ export interface Cblas {
   withThreads<T>(n: number, work: () => T): T;
 }
 
-/** What was tried lists every candidate with what came of it. */
-export type CblasSearch = { found: Cblas; tried: string[] } | { found: undefined; reason: string; tried: string[] };
+/** What was tried lists every candidate with what came of it; the hint says what would help. */
+export type CblasSearch = { found: Cblas; tried: string[] } | { found: undefined; reason: string; hint: string; tried: string[] };
 
 const CANDIDATES: Record<string, readonly string[]> = {
   linux: ["libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.2", "libmkl_rt.so", "libblis.so.4", "libblis.so.3", "libcblas.so.3", "libblas.so.3"],
@@ -55,11 +55,13 @@ function loadKoffi(): Koffi {
  */
 export function findCblas(choice: string): CblasSearch {
   const tried: string[] = [];
-  if (choice === "none") return { found: undefined, reason: "switched off (SPARSEGATE_BLAS=none)", tried };
+  if (choice === "none") return { found: undefined, reason: "switched off (SPARSEGATE_BLAS=none)", hint: "Unset SPARSEGATE_BLAS to use one.", tried };
   try {
     loadKoffi();
-  } catch {
-    return { found: undefined, reason: "the optional package koffi, which calls native libraries, is not installed", tried };
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const what = code === "MODULE_NOT_FOUND" ? "is not installed" : `does not load here (${message.split("\n")[0]})`;
+    return { found: undefined, reason: `the optional package koffi, which calls native libraries, ${what}`, hint: "Run npm install koffi.", tried };
   }
   mendEnvironment();
   const failures: string[] = [];
@@ -77,7 +79,8 @@ export function findCblas(choice: string): CblasSearch {
       if (choice !== "auto" || existsSync(path)) failures.push(tried.at(-1)!);
     }
   }
-  return { found: undefined, reason: failures.length > 0 ? failures.join("; ") : "no library found", tried };
+  const reason = failures.length > 0 ? failures.join("; ") : "no library found";
+  return { found: undefined, reason, hint: "Install one (apt install libopenblas0-pthread, brew install openblas), or set SPARSEGATE_BLAS to its path.", tried };
 }
 
 /** What libraries read as they are loaded. Accelerate has no call for its number of threads. */

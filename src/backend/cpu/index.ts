@@ -69,15 +69,19 @@ export class CpuBackend implements Backend {
     const simd = options.simd ?? ((env["SPARSEGATE_SIMD"] ?? "auto") as SimdChoice);
     if (!["auto", "simd", "relaxed"].includes(simd)) throw new ConfigError(`SPARSEGATE_SIMD: expected auto, simd or relaxed, got ${JSON.stringify(simd)}.`);
     const { module, variant, notes } = loadKernels(simd, this.shared);
-    this.notes.push(...notes);
     this.variant = variant;
     this.#memory = new CpuMemory(this.shared);
     this.#kernels = instantiate(module, this.#memory.wasm);
 
     const blasChoice = options.blas ?? env["SPARSEGATE_BLAS"] ?? "auto";
     // A private memory may move when it grows; a library that keeps addresses cannot follow.
-    this.blas = this.shared ? findCblas(blasChoice) : { found: undefined, reason: "needs shared memory", tried: [] };
-    if (!this.blas.found) this.notes.push(`No CBLAS: ${this.blas.reason}. Matrix products run in WebAssembly, at about a quarter of the rate.`);
+    this.blas = this.shared ? findCblas(blasChoice) : { found: undefined, reason: "it needs shared memory", hint: "", tried: [] };
+    if (!this.blas.found) {
+      const { reason, hint } = this.blas;
+      this.notes.push(`No CBLAS: ${reason}. Matrix products run in WebAssembly, at about a quarter of the rate.${hint === "" ? "" : ` ${hint}`}`);
+      // Which SIMD there is matters to products alone, and only to those that WebAssembly does.
+      this.notes.push(...notes);
+    }
     const names = kernelNames(module);
     this.#ids = new Map(names.map((name, i) => [name, i]));
     const scratchBytes = this.#kernels["gemmScratchBytes"]!();
