@@ -1,6 +1,7 @@
 /**
  * Every kernel of the CPU backend against the float64 reference, in every configuration: with and without BLAS, one thread and two, relaxed SIMD, private memory.
  * All buffers are compared after each call, inputs and canaries around them too, so a kernel that writes where it should not is found.
+ * Over 500 lines, as it is one list: a short paragraph for each kernel, in the order of the interface.
  */
 
 import { afterAll, describe, expect, it } from "vitest";
