@@ -10,6 +10,7 @@
  * unless a comment says "adds". Index -1 means "none" wherever a row or expert index is taken.
  */
 
+/** What the elements of a buffer are. */
 export type DType = "float32" | "int32";
 
 /** Elements of one backend's memory. `at` gives a view further on; only the whole buffer, from `alloc`, may be freed. */
@@ -20,13 +21,16 @@ export interface Buf {
   at(offset: number, length?: number): Buf;
 }
 
+/** Functions of one operand that `unary` computes. */
 export const UNARY_OPS = [
   "neg", "exp", "log", "sqrt", "square", "tanh", "sigmoid", "relu", "gelu", "silu", "softplus", "normalCdf", "abs", "reciprocal",
 ] as const;
 /** gelu is the tanh approximation; normalCdf is the standard normal distribution function. */
 export type UnaryOp = (typeof UNARY_OPS)[number];
 
+/** Functions of two operands that `binary` computes. */
 export const BINARY_OPS = ["add", "sub", "mul", "div", "maximum", "minimum"] as const;
+/** See `BINARY_OPS`. */
 export type BinaryOp = (typeof BINARY_OPS)[number];
 
 /** Element i of a broadcast operand is `buffer[floor(i / div) % mod]`: trailing vector (1, n), leading column (n, rows), scalar (1, 1). */
@@ -43,6 +47,7 @@ export interface RandomKey {
   readonly step: number;
 }
 
+/** Memory of a backend, in bytes. */
 export interface MemoryUse {
   /** Bytes in live buffers. */
   used: number;
@@ -54,6 +59,7 @@ export interface MemoryUse {
   limit: number;
 }
 
+/** What an Adam update depends on besides its tensors (Kingma & Ba 2015). */
 export interface AdamSettings {
   learningRate: number;
   beta1: number;
@@ -65,6 +71,7 @@ export interface AdamSettings {
   gradScale: number;
 }
 
+/** Memory and kernels; see the head of this file for what all of them share. */
 export interface Backend {
   readonly name: "reference" | "cpu";
   /** One line for people: what computes, with how many threads. */
@@ -74,19 +81,27 @@ export interface Backend {
   // ---- memory -------------------------------------------------------------------------------------------------
   /** Uninitialised memory. @throws TensorError when the backend's memory is exhausted, naming the bytes asked and in use. */
   alloc(dtype: DType, length: number): Buf;
+  /** Gives back a whole buffer, as `alloc` returned it. */
   free(buf: Buf): void;
+  /** Fills a buffer from the host. */
   write(buf: Buf, data: ArrayLike<number>): void;
   /** A copy of the elements; waits for whatever is enqueued. */
   readSync(buf: Buf): Float32Array | Float64Array | Int32Array;
+  /** As `readSync`, for backends that compute elsewhere. */
   read(buf: Buf): Promise<Float32Array | Float64Array | Int32Array>;
+  /** dst[i] = src[i] for i < n. */
   copy(src: Buf, dst: Buf, n: number): void;
+  /** dst[i] = value for i < n. */
   fill(dst: Buf, value: number, n: number): void;
+  /** Memory in use now, at most, and taken from the system. */
   memory(): MemoryUse;
+  /** Starts counting the peak anew from what is in use. */
   resetPeak(): void;
   /** Stops workers and lets go of the memory. Nothing of this backend can be used afterwards. */
   dispose(): void;
 
   // ---- elementwise --------------------------------------------------------------------------------------------
+  /** y = op(x). y may be x. */
   unary(op: UnaryOp, x: Buf, y: Buf, n: number): void;
   /** dx = dy · op'(x), given x and y = op(x). dx may be dy. */
   unaryGrad(op: UnaryOp, x: Buf, y: Buf, dy: Buf, dx: Buf, n: number): void;
@@ -159,12 +174,17 @@ export interface Backend {
   bincount(src: Buf, index: Buf, n: number, out: Buf, size: number): void;
 
   // ---- row-wise functions -------------------------------------------------------------------------------------
+  /** y = exp(x) / Σ exp(x), over each row. */
   softmax(x: Buf, y: Buf, rows: number, cols: number): void;
+  /** dx = y · (dy − Σ y·dy), over each row. */
   softmaxGrad(y: Buf, dy: Buf, dx: Buf, rows: number, cols: number): void;
+  /** y = x − log Σ exp(x), over each row. */
   logSoftmax(x: Buf, y: Buf, rows: number, cols: number): void;
   /** dx = dy − exp(y)·Σdy. */
   logSoftmaxGrad(y: Buf, dy: Buf, dx: Buf, rows: number, cols: number): void;
+  /** out[r] = log Σ exp(x[r]). */
   logSumExp(x: Buf, out: Buf, rows: number, cols: number): void;
+  /** y = gamma · (x − mean) · rstd + beta over each row; mean and rstd = 1/√(variance + epsilon), one a row, are kept for the gradient. */
   layerNorm(x: Buf, gamma: Buf, beta: Buf, y: Buf, mean: Buf, rstd: Buf, rows: number, cols: number, epsilon: number): void;
   /** dx; dGamma and dBeta of length cols (overwritten). */
   layerNormGrad(x: Buf, gamma: Buf, mean: Buf, rstd: Buf, dy: Buf, dx: Buf, dGamma: Buf, dBeta: Buf, rows: number, cols: number): void;
@@ -227,5 +247,6 @@ export interface Backend {
   factoredAdamRows(param: Buf, grad: Buf, rows: Buf | null, slots: number, height: number, width: number, rowMean: Buf, colMean: Buf, steps: Buf, settings: AdamSettings): void;
   /** param −= lr·gradScale·grad. */
   sgd(param: Buf, grad: Buf, n: number, learningRate: number, gradScale: number): void;
+  /** param[rows[s]] −= lr·gradScale·grad[s]; rows are distinct, -1 is skipped. */
   sgdRows(param: Buf, grad: Buf, rows: Buf, slots: number, width: number, learningRate: number, gradScale: number): void;
 }

@@ -24,6 +24,7 @@ export type MiddleConfig =
   | { kind: "lstm"; layers: number }
   | { kind: "none" };
 
+/** Sizes and regularisation of a `LanguageModel`. */
 export interface LanguageModelConfig {
   vocabSize: number;
   /** Width of every layer's input and output. */
@@ -42,6 +43,7 @@ export interface LanguageModelConfig {
   seed: number;
 }
 
+/** What `LanguageModel.forward` gives. */
 export interface LanguageModelOutput {
   /** Mean cross-entropy over the targets that count, in nats. */
   loss: Tensor;
@@ -67,11 +69,13 @@ export class FeedForward extends Module {
     });
   }
 
+  /** Layer after layer, ReLU between them. @param x (..., hiddenSize) @returns as x */
   forward(x: Tensor): Tensor {
     return this.layers.reduce((h, layer, i) => layer.forward(i === 0 ? h : relu(h)), x);
   }
 }
 
+/** Embedding → LSTM → MoE (or what stands in its place) → LSTM → softmax, over sequences (time, batch). */
 export class LanguageModel extends Module {
   readonly config: LanguageModelConfig;
   readonly embedding: Embedding;

@@ -3,6 +3,7 @@
 import { ConfigError } from "../core/errors.js";
 import type { MiddleConfig } from "./language-model.js";
 
+/** Sizes that the middle of a preset follows. */
 export interface PresetOptions {
   /** D. The paper's models have 512. */
   hiddenSize: number;

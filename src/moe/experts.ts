@@ -17,9 +17,11 @@ export interface Experts extends Module {
 
 /** A single module D → D, called with the rows of one expert. */
 export interface ExpertModule extends Module {
+  /** The outputs of one expert for its rows. @param x (rows, D) @returns (rows, D) */
   forward(x: Tensor): Tensor;
 }
 
+/** Sizes of `FeedForwardExperts`. */
 export interface FeedForwardOptions {
   numExperts: number;
   hiddenSize: number;

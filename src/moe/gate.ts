@@ -3,6 +3,7 @@
 import type { Module, RunContext } from "../nn/module.js";
 import type { Tensor } from "../tensor/tensor.js";
 
+/** What a gate gives for N rows, K experts each. */
 export interface GateOutput {
   /** (N, K) float32: weights of the chosen experts. */
   gates_NK: Tensor;
@@ -16,7 +17,9 @@ export interface GateOutput {
   auxLoss: Tensor;
 }
 
+/** Chooses experts for rows. */
 export interface Gate extends Module {
   readonly numExperts: number;
+  /** The experts of each row of x_ND (N, D), their weights, and the balance losses. */
   forward(x_ND: Tensor, context: RunContext): GateOutput;
 }

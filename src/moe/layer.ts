@@ -10,6 +10,7 @@ import { FeedForwardExperts, ModuleExperts, type ExpertModule, type Experts } fr
 import type { Gate, GateOutput } from "./gate.js";
 import { NoisyTopKGate } from "./noisy-top-k.js";
 
+/** Sizes, balance losses and experts of an `MoE` layer. */
 export interface MoEOptions {
   /** Width D of input and output. */
   hiddenSize: number;
@@ -31,6 +32,7 @@ export interface MoEOptions {
   seed?: number;
 }
 
+/** What `MoE.forward` gives: the output, the loss to add, and what the balance statistics are made from. */
 export interface MoEOutput {
   /** (..., D) as the input. */
   output: Tensor;

@@ -12,6 +12,7 @@ import { slice } from "../tensor/ops/shape.js";
 import { empty, full, type Tensor } from "../tensor/tensor.js";
 import type { Gate, GateOutput } from "./gate.js";
 
+/** Sizes and loss weights of a `NoisyTopKGate`. */
 export interface NoisyTopKOptions {
   hiddenSize: number;
   numExperts: number;
@@ -49,6 +50,7 @@ export class NoisyTopKGate extends Module implements Gate {
     this.#stream = streamId("gate", name);
   }
 
+  /** Noise and the load loss are there only in training. @param x_ND (N, D) */
   forward(x_ND: Tensor, context: RunContext): GateOutput {
     const clean_NE = matmul(x_ND, this.weight);
     return context.training ? this.#noisy(x_ND, clean_NE, context) : this.#clean(clean_NE);

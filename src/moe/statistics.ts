@@ -12,6 +12,7 @@ export function coefficientOfVariation(values: ArrayLike<number>): number {
   return Math.sqrt(squares / n) / mean;
 }
 
+/** The columns of Table 6, and how many experts got nothing. */
 export interface BalanceStatistics {
   cvImportance: number;
   cvLoad: number;
@@ -20,7 +21,7 @@ export interface BalanceStatistics {
   unused: number;
 }
 
-/** @param importance gate values summed per expert; @param load rows per expert */
+/** Balance figures of one batch. @param importance gate values summed per expert; @param load rows per expert */
 export function balanceStatistics(importance: ArrayLike<number>, load: ArrayLike<number>): BalanceStatistics {
   let [total, most, unused] = [0, 0, 0];
   for (let i = 0; i < load.length; i++) {

@@ -12,6 +12,7 @@ import { embedding } from "../tensor/ops/rows.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { fanInUniform, Module, parameter, type Init, type RunContext } from "./module.js";
 
+/** What all layers take. */
 export interface LayerOptions {
   /** Path in the model: names the parameters' random streams. Default: the class's name. */
   name?: string;
@@ -32,6 +33,7 @@ export class Linear extends Module {
     this.bias = bias ? parameter(`${name}.bias`, [outputSize], { kind: "zeros" }, seed) : undefined;
   }
 
+  /** x·weight + bias. @param x (..., inputSize) @returns (..., outputSize) */
   forward(x: Tensor): Tensor {
     const y = matmul(x, this.weight);
     return this.bias ? add(y, this.bias) : y;
@@ -71,6 +73,7 @@ export class LayerNorm extends Module {
     this.beta = parameter(`${name}.beta`, [hiddenSize], { kind: "zeros" });
   }
 
+  /** The rows of x, normalised. @param x (..., hiddenSize) @returns as x */
   forward(x: Tensor): Tensor {
     return layerNorm(x, this.gamma, this.beta, this.epsilon);
   }
@@ -87,6 +90,7 @@ export class Dropout extends Module {
     this.stream = streamId("dropout", name);
   }
 
+  /** The input itself outside training or at rate 0. */
   forward(x: Tensor, context: RunContext = this.ownContext()): Tensor {
     if (!context.training || this.rate === 0) return x;
     const width = x.shape.at(-1) ?? 1;

@@ -17,6 +17,7 @@ export interface RunContext {
   firstRow: number;
 }
 
+/** Base of everything with parameters: subclasses keep parameters and other modules as properties, and are found by them. */
 export abstract class Module {
   /** Whether `forward` without a context trains (dropout, gating noise). Set by `train()` and `eval()`. */
   training = true;
@@ -29,6 +30,7 @@ export abstract class Module {
     return found;
   }
 
+  /** Every parameter once, also where two properties share it. */
   parameters(): Tensor[] {
     return [...new Set(this.namedParameters().values())];
   }
@@ -38,10 +40,12 @@ export abstract class Module {
     return this.parameters().reduce((sum, p) => sum + p.size, 0);
   }
 
+  /** Turns training behaviour on (dropout, gating noise), in this module and those inside it. */
   train(): this {
     return this.#setTraining(true);
   }
 
+  /** Turns training behaviour off, in this module and those inside it. */
   eval(): this {
     return this.#setTraining(false);
   }

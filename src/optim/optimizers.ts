@@ -9,9 +9,11 @@ import { ConfigError } from "../core/errors.js";
 import { keep } from "../tensor/scope.js";
 import { zeros, type Gradient, type Tensor } from "../tensor/tensor.js";
 
+/** Updates parameters from their gradients. */
 export interface Optimizer {
   /** One update of every parameter that has a gradient. Gradients are multiplied by `gradScale` first (clipping). */
   step(learningRate: number, gradScale?: number): void;
+  /** Drops every gradient. */
   zeroGrad(): void;
   /** Its own tensors by name, for checkpoints. Made at the first use of a parameter. */
   state(): Map<string, Tensor>;
@@ -19,6 +21,7 @@ export interface Optimizer {
   prepare(): Map<string, Tensor>;
   /** Steps taken so far. */
   steps: number;
+  /** Frees the optimiser's own tensors; parameters stay. */
   dispose(): void;
 }
 
@@ -35,10 +38,12 @@ abstract class Base implements Optimizer {
     for (const [name, p] of this.parameters) if (p.grad) this.update(name, p, p.grad, learningRate, gradScale);
   }
 
+  /** One update of one parameter. */
   protected abstract update(name: string, p: Tensor, grad: Gradient, learningRate: number, gradScale: number): void;
   /** Names and shapes of the tensors kept for a parameter. */
   protected abstract layout(name: string, p: Tensor): { suffix: string; shape: readonly number[]; dtype: "float32" | "int32" }[];
 
+  /** A tensor kept for a parameter, made at its first use. */
   protected slot(name: string, suffix: string): Tensor {
     const found = this.slots.get(`${name}.${suffix}`);
     if (found) return found;
@@ -70,6 +75,7 @@ abstract class Base implements Optimizer {
   }
 }
 
+/** Hyperparameters of `Adam`, with its usual defaults. */
 export interface AdamOptions {
   /** 0.9. With 0 no first moment is stored (App. D). */
   beta1?: number;

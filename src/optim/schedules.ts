@@ -2,6 +2,7 @@
 
 import { checkInteger, checkNumber } from "../core/checks.js";
 
+/** Learning rate at a step, counted from 1. */
 export type Schedule = (step: number) => number;
 
 /** The same rate at every step. */

@@ -135,6 +135,7 @@ export class Tensor {
     this.grad = undefined;
   }
 
+  /** Shape, type and name, for messages. */
   toString(): string {
     const values = this.#disposed ? "freed" : Array.from(this.dataSync().slice(0, 8), (v) => Number(v.toPrecision(5))).join(", ");
     return `Tensor(${this.dtype} [${this.shape.join(", ")}]: ${values}${this.size > 8 ? ", ..." : ""})`;
@@ -167,7 +168,8 @@ export function zeros(shape: Shape, dtype: DType = "float32", backend: Backend =
   return full(shape, 0, dtype, backend);
 }
 
-type Nested = number | readonly Nested[];
+/** Numbers as nested arrays; lists of one level have equal lengths. */
+export type Nested = number | readonly Nested[];
 
 /**
  * A tensor from numbers: nested arrays, or flat data with a shape.

@@ -8,6 +8,7 @@ import { ConfigError } from "../../core/errors.js";
 export type Sgemm = (transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number,
   a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number) => void;
 
+/** A native CBLAS in use. */
 export interface Cblas {
   name: "OpenBLAS" | "MKL" | "BLIS" | "Accelerate" | "CBLAS";
   /** Empty where the library does not tell. */

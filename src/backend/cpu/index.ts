@@ -14,6 +14,7 @@ import { Pool, type WorkerSetup } from "./pool.js";
 import { ProductList } from "./products.js";
 import { instantiate, kernelNames, loadKernels, type SimdChoice } from "./wasm.js";
 
+/** What may be chosen instead of found; the environment variables named here count where an option is left out. */
 export interface CpuBackendOptions {
   /** Default: every core (SPARSEGATE_THREADS). */
   threads?: number;
@@ -44,6 +45,7 @@ const CHUNK = 65_536;
 /** Rows that make up a grain. */
 const rowGrain = (width: number): number => Math.max(1, Math.ceil(GRAIN / Math.max(width, 1)));
 
+/** The backend that trains: float32, every core, a native BLAS for products when there is one. A program needs one at most; `defaultBackend` starts it. */
 export class CpuBackend implements Backend {
   readonly name = "cpu";
   readonly description: string;

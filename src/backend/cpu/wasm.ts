@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { setFlagsFromString } from "node:v8";
 import { ConfigError } from "../../core/errors.js";
 
+/** Which kernels to run: the best there are, or one of the two builds. */
 export type SimdChoice = "auto" | "simd" | "relaxed";
 
 /** Exports of the kernels: every one takes and gives numbers. */

@@ -10,6 +10,7 @@ import * as gating from "./recurrent-and-gating.js";
 import * as rows from "./rows.js";
 import * as rowwise from "./rowwise.js";
 
+/** The oracle of the tests: float64, one thread, written to be obvious. */
 export class ReferenceBackend implements Backend {
   readonly name = "reference";
   readonly description = "plain TypeScript in float64, one thread (for tests: slow)";

@@ -18,18 +18,29 @@ function unary(op: UnaryOp, x: Tensor): Tensor {
   });
 }
 
+/** −x. */
 export const neg = (x: Tensor): Tensor => unary("neg", x);
+/** eˣ. */
 export const exp = (x: Tensor): Tensor => unary("exp", x);
+/** Natural logarithm. */
 export const log = (x: Tensor): Tensor => unary("log", x);
+/** √x. */
 export const sqrt = (x: Tensor): Tensor => unary("sqrt", x);
+/** x². */
 export const square = (x: Tensor): Tensor => unary("square", x);
+/** |x|; its gradient at 0 is 0. */
 export const abs = (x: Tensor): Tensor => unary("abs", x);
+/** 1/x. */
 export const reciprocal = (x: Tensor): Tensor => unary("reciprocal", x);
+/** Hyperbolic tangent. */
 export const tanh = (x: Tensor): Tensor => unary("tanh", x);
+/** 1 / (1 + e⁻ˣ). */
 export const sigmoid = (x: Tensor): Tensor => unary("sigmoid", x);
+/** max(x, 0); its gradient at 0 is 0. */
 export const relu = (x: Tensor): Tensor => unary("relu", x);
 /** GELU, tanh approximation. */
 export const gelu = (x: Tensor): Tensor => unary("gelu", x);
+/** x · sigmoid(x), also called swish. */
 export const silu = (x: Tensor): Tensor => unary("silu", x);
 /** log(1 + eˣ). */
 export const softplus = (x: Tensor): Tensor => unary("softplus", x);
@@ -97,16 +108,19 @@ function operands(op: string, a: Tensor | number, b: Tensor | number): [Tensor, 
   return [left, right, broadcastShapes(op, left.shape, right.shape)];
 }
 
+/** a + b with broadcasting. */
 export function add(a: Tensor | number, b: Tensor | number): Tensor {
   const [x, y, shape] = operands("add", a, b);
   return record("add", apply("add", x, y, shape), [x, y], (dy, needs) => [needs[0] ? reduceTo(dy, x.shape) : undefined, needs[1] ? reduceTo(dy, y.shape) : undefined]);
 }
 
+/** a − b with broadcasting. */
 export function sub(a: Tensor | number, b: Tensor | number): Tensor {
   const [x, y, shape] = operands("sub", a, b);
   return record("sub", apply("sub", x, y, shape), [x, y], (dy, needs) => [needs[0] ? reduceTo(dy, x.shape) : undefined, needs[1] ? reduceTo(affine(dy, -1), y.shape) : undefined]);
 }
 
+/** a · b, element by element, with broadcasting. */
 export function mul(a: Tensor | number, b: Tensor | number): Tensor {
   const [x, y, shape] = operands("mul", a, b);
   return record("mul", apply("mul", x, y, shape), [x, y], (dy, needs) => [
@@ -115,6 +129,7 @@ export function mul(a: Tensor | number, b: Tensor | number): Tensor {
   ]);
 }
 
+/** a / b with broadcasting. */
 export function div(a: Tensor | number, b: Tensor | number): Tensor {
   const [x, y, shape] = operands("div", a, b);
   return record("div", apply("div", x, y, shape), [x, y], (dy, needs) => {

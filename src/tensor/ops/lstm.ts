@@ -9,6 +9,7 @@ import { checkOperands } from "../shapes.js";
 import { record } from "../tape.js";
 import { empty, zeros, type Tensor } from "../tensor.js";
 
+/** Parameters of an LSTM layer of H units over inputs of width D. */
 export interface LstmWeights {
   /** (D, 4H), gates in the order input, forget, cell, output. */
   inputWeight: Tensor;

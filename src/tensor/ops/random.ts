@@ -11,7 +11,8 @@ import { empty, type Shape, type Tensor } from "../tensor.js";
 /** Draws of the free functions that name no seed are numbered, so that two calls differ and one program run equals the next. */
 let draws = 0;
 
-interface RandomOptions {
+/** What the random tensors take besides their shape. */
+export interface RandomOptions {
   /** The same seed gives the same numbers. Left out: 0, and each call draws anew. */
   seed?: number;
   mean?: number;
