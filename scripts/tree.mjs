@@ -1,7 +1,7 @@
 // Checks the tracked files themselves: nothing of one machine, nothing large, no long source that does not say why.
 import { execFileSync } from "node:child_process";
 import { readFileSync, statSync } from "node:fs";
-import { extname, join, resolve } from "node:path";
+import { basename, extname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const MOST_BYTES = 512 * 1024;
@@ -9,8 +9,9 @@ const MOST_LINES = 500;
 const SOURCES = new Set([".ts", ".mts", ".tsx", ".mjs", ".js"]);
 /** Where a person's or a machine's own folders begin. */
 const MACHINE_PATH = /(?<![\w.\-/])\/(?:home|root|Users|work|farm|mnt|srv)\/[\w.]|\b[A-Z]:\\Users\\/;
-/** A package's place in one registry; the lock file does without (.npmrc). */
+/** A package's place in one registry, which the lock file does without; in .npmrc the choice of one. */
 const REGISTRY = /"resolved": *"[a-z+]+:\/\//;
+const REGISTRY_CHOICE = /^\s*(?:@[\w-]+:)?registry\s*=/;
 
 /** What is wrong with one file, a line each. */
 export function complaints(path, bytes) {
@@ -20,7 +21,8 @@ export function complaints(path, bytes) {
   const lines = bytes.toString("utf8").split("\n");
   for (const [i, line] of lines.entries()) {
     if (MACHINE_PATH.test(line)) found.push(`${path}:${i + 1}: an absolute path of one machine`);
-    if (REGISTRY.test(line)) found.push(`${path}:${i + 1}: the address of a registry`);
+    if (REGISTRY.test(line) || (basename(path) === ".npmrc" && REGISTRY_CHOICE.test(line)))
+      found.push(`${path}:${i + 1}: the address of a registry`);
   }
   const count = lines.at(-1) === "" ? lines.length - 1 : lines.length;
   if (SOURCES.has(extname(path)) && count > MOST_LINES && !reasonGiven(lines))

@@ -1,5 +1,5 @@
 /**
- * What the documents say holds: every TypeScript example compiles and runs, every command line has flags that exist, every link leads somewhere, and the
+ * What the documents say holds: every TypeScript example, in them and in examples/, compiles and runs, every command line has flags that exist, every link leads somewhere, and the
  * environment variables named are those that are read.
  */
 
@@ -38,13 +38,19 @@ function node(...args: string[]): { status: number | null; output: string } {
 }
 
 describe("TypeScript examples", () => {
-  const examples = documents.flatMap(({ path, text }) =>
+  const printed = documents.flatMap(({ path, text }) =>
     blocks(text, ["ts", "typescript"]).map(({ line, code }) => ({
       title: `${path}, line ${line}`,
       name: `${path.replace(/\W/g, "-")}-${line}`,
       code,
     })),
   );
+  const files = filesUnder("examples", ".ts").map((path) => ({
+    title: path,
+    name: path.replace(/\W/g, "-"),
+    code: readFileSync(join(root, path), "utf8"),
+  }));
+  const examples = [...printed, ...files];
   // The package can import itself by name only from a file inside it, and outside node_modules.
   let folder: string;
   let compiled: { status: number | null; output: string };

@@ -14,10 +14,13 @@ describe("the check of tracked files", () => {
     expect(check("a.ts", `"./home/x" "../root/y" "/usr/lib/x" "https://example.org${home}"\n`)).toEqual([]);
   });
 
-  test("refuses a lock file that names a registry", () => {
+  test("refuses a lock file that names a registry, and an .npmrc that chooses one", () => {
     const entry = (address: string): string => `  "resolved": "${address}",\n`;
     expect(check("package-lock.json", entry("https://registry.example.org/a.tgz"))).toEqual([
       "package-lock.json:1: the address of a registry",
+    ]);
+    expect(check(".npmrc", `fund=false\n${"registry"}=https://registry.example.org\n`)).toEqual([
+      ".npmrc:2: the address of a registry",
     ]);
     expect(check("package-lock.json", '  "version": "1.0.0",\n  "url": "https://example.org"\n')).toEqual([]);
   });
