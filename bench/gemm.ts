@@ -4,7 +4,11 @@ import type { CpuBackend } from "#sparsegate/backend/cpu/index.js";
 import { interleave, round, useCpu, type BenchResult, type Benchmark } from "./harness.js";
 import { npmPeer } from "./peers/peer.js";
 
-const SHAPES = [[1024, 1024, 1024], [16, 512, 1024], [2048, 512, 64]] as const;
+const SHAPES = [
+  [1024, 1024, 1024],
+  [16, 512, 1024],
+  [2048, 512, 64],
+] as const;
 /** Shapes that the peer is compared on (m × k × n = 1024³ and 16 × 1024 × 512). */
 const COMPARED = 2;
 
@@ -16,7 +20,11 @@ interface Tfjs {
 }
 
 function product(backend: CpuBackend, m: number, n: number, k: number): { ours: () => void; direct: (() => void) | undefined } {
-  const [a, b, c] = [m * k, k * n, m * n].map((size) => backend.alloc("float32", size)) as [ReturnType<CpuBackend["alloc"]>, ReturnType<CpuBackend["alloc"]>, ReturnType<CpuBackend["alloc"]>];
+  const [a, b, c] = [m * k, k * n, m * n].map((size) => backend.alloc("float32", size)) as [
+    ReturnType<CpuBackend["alloc"]>,
+    ReturnType<CpuBackend["alloc"]>,
+    ReturnType<CpuBackend["alloc"]>,
+  ];
   for (const [i, buf] of [a, b].entries()) backend.randomUniform(buf, buf.length, { seed: i, stream: 1, step: 0 }, 0, -1, 1);
   const { found } = backend.blas;
   const at = found ? ([a, b, c].map((buf) => backend.addressOf(buf)) as [number, number, number]) : undefined;
@@ -60,10 +68,27 @@ export const gemm: Benchmark = {
         cases["tfjs"] = many(() => tf.matMul(a, b).dispose());
       }
       const times = await interleave(cases, { rounds: Number(rounds) });
-      const rate = (name: string): number | null => (times[name] ? round((2 * m * n * k * calls) / times[name].median / 1e9) : null);
-      rows.push({ "m × k × n": `${m} × ${k} × ${n}`, "wasm GF/s": rate("wasm"), "tfjs GF/s": rate("tfjs"), "cblas GF/s": rate("cblas"), "library called directly GF/s": rate("direct") });
-      if (times["tfjs"]) targets.push({ name: `WebAssembly rate over TF.js's, ${m} × ${k} × ${n}`, value: times["tfjs"].median / times["wasm"]!.median, bound: 1 });
-      if (times["direct"]) targets.push({ name: `CBLAS rate over a direct call's, ${m} × ${k} × ${n}`, value: times["direct"].median / times["cblas"]!.median, bound: 0.95 });
+      const rate = (name: string): number | null =>
+        times[name] ? round((2 * m * n * k * calls) / times[name].median / 1e9) : null;
+      rows.push({
+        "m × k × n": `${m} × ${k} × ${n}`,
+        "wasm GF/s": rate("wasm"),
+        "tfjs GF/s": rate("tfjs"),
+        "cblas GF/s": rate("cblas"),
+        "library called directly GF/s": rate("direct"),
+      });
+      if (times["tfjs"])
+        targets.push({
+          name: `WebAssembly rate over TF.js's, ${m} × ${k} × ${n}`,
+          value: times["tfjs"].median / times["wasm"]!.median,
+          bound: 1,
+        });
+      if (times["direct"])
+        targets.push({
+          name: `CBLAS rate over a direct call's, ${m} × ${k} × ${n}`,
+          value: times["direct"].median / times["cblas"]!.median,
+          bound: 0.95,
+        });
     }
     blas.dispose();
     wasm.dispose();

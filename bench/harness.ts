@@ -42,7 +42,10 @@ export interface Timing {
  * Times every case in turn, round after round (a slow stretch of the machine hits all alike), after warm-up rounds. Cases must leave their results
  * where they count: on the backend, or returned.
  */
-export async function interleave<Name extends string>(cases: Record<Name, () => unknown>, { warmup = 2, rounds = 9 }: { warmup?: number; rounds?: number } = {}): Promise<Record<Name, Timing>> {
+export async function interleave<Name extends string>(
+  cases: Record<Name, () => unknown>,
+  { warmup = 2, rounds = 9 }: { warmup?: number; rounds?: number } = {},
+): Promise<Record<Name, Timing>> {
   const names = Object.keys(cases) as Name[];
   const seconds = new Map<Name, number[]>(names.map((name) => [name, []]));
   for (let round = -warmup; round < rounds; round++) {
@@ -76,9 +79,15 @@ export function useCpu(options: CpuBackendOptions = {}): CpuBackend {
 
 /** Rate of the machine's best n³ float32 product in flops: the faster of the library's own threads and this backend's pool. */
 export function sgemmCases(backend: CpuBackend, n: number): Record<string, () => void> {
-  const [a, b, c] = [0, 1, 2].map(() => backend.alloc("float32", n * n)) as [ReturnType<CpuBackend["alloc"]>, ReturnType<CpuBackend["alloc"]>, ReturnType<CpuBackend["alloc"]>];
+  const [a, b, c] = [0, 1, 2].map(() => backend.alloc("float32", n * n)) as [
+    ReturnType<CpuBackend["alloc"]>,
+    ReturnType<CpuBackend["alloc"]>,
+    ReturnType<CpuBackend["alloc"]>,
+  ];
   for (const [i, buf] of [a, b].entries()) backend.randomUniform(buf, n * n, { seed: i, stream: 1, step: 0 }, 0, -1, 1);
-  const cases: Record<string, () => void> = { [`sgemm ${n}³, pool`]: () => backend.gemm(false, false, n, n, n, 1, a, n, b, n, 0, c, n) };
+  const cases: Record<string, () => void> = {
+    [`sgemm ${n}³, pool`]: () => backend.gemm(false, false, n, n, n, 1, a, n, b, n, 0, c, n),
+  };
   const { found } = backend.blas;
   if (found) {
     const at = [a, b, c].map((buf) => backend.addressOf(buf)) as [number, number, number];
@@ -146,7 +155,13 @@ export async function main(name: string, benchmark: Benchmark, flags: readonly s
       }
       options[key] = typeof options[key] === "number" ? Number(value) : value;
     } else {
-      console.error(`bench ${name}: expected --json or one of ${Object.keys(options).map((option) => `--${option} VALUE`).join(", ") || "no options"}, got ${JSON.stringify(flags[i])}.`);
+      console.error(
+        `bench ${name}: expected --json or one of ${
+          Object.keys(options)
+            .map((option) => `--${option} VALUE`)
+            .join(", ") || "no options"
+        }, got ${JSON.stringify(flags[i])}.`,
+      );
       process.exitCode = 2;
       return;
     }

@@ -19,7 +19,15 @@ export function batches(vocabSize: number, timeSteps: number, batchSize: number)
   };
   return () => {
     const size = timeSteps * batchSize;
-    const batch = { inputs: Int32Array.from({ length: size }, draw), targets: Int32Array.from({ length: size }, draw), resets: new Int32Array(size), timeSteps, batchSize, tokens: size, firstRow: rows };
+    const batch = {
+      inputs: Int32Array.from({ length: size }, draw),
+      targets: Int32Array.from({ length: size }, draw),
+      resets: new Int32Array(size),
+      timeSteps,
+      batchSize,
+      tokens: size,
+      firstRow: rows,
+    };
     rows += size;
     return batch;
   };
@@ -28,14 +36,33 @@ export function batches(vocabSize: number, timeSteps: number, batchSize: number)
 /** The model of the question, at a width that leaves room for the optimiser's state in one memory. */
 export function makeTraining(model: string, hiddenSize: number, vocabSize: number): TrainingState {
   const middle = presetMiddle(model, { hiddenSize });
-  const lm = new LanguageModel({ vocabSize, hiddenSize, lstmSize: hiddenSize, middle, dropout: 0.1, sigmoid: true, residual: true, seed: 0 });
+  const lm = new LanguageModel({
+    vocabSize,
+    hiddenSize,
+    lstmSize: hiddenSize,
+    middle,
+    dropout: 0.1,
+    sigmoid: true,
+    residual: true,
+    seed: 0,
+  });
   const optimizer = new Adam(lm.namedParameters(), { factored: (name) => /^moe\.experts\..*Weight$/.test(name) });
   return { model: lm, optimizer, states: undefined };
 }
 
 export const lmStep: Benchmark = {
-  question: "how many tokens a second does MoE-256 (width 512, hidden 1024) train on, and how much of a step is inside matrix products?",
-  options: { model: "MoE-256", hiddenSize: 512, timeSteps: 32, batchSize: 128, vocabSize: 32000, sampled: 8192, steps: 7, wasm: "yes" },
+  question:
+    "how many tokens a second does MoE-256 (width 512, hidden 1024) train on, and how much of a step is inside matrix products?",
+  options: {
+    model: "MoE-256",
+    hiddenSize: 512,
+    timeSteps: 32,
+    batchSize: 128,
+    vocabSize: 32000,
+    sampled: 8192,
+    steps: 7,
+    wasm: "yes",
+  },
   run({ model, hiddenSize, timeSteps, batchSize, vocabSize, sampled, steps, wasm }): BenchResult {
     const rows: BenchResult["rows"] = [];
     const targets: BenchResult["targets"] = [];
@@ -60,11 +87,21 @@ export const lmStep: Benchmark = {
       const { median, fastest, slowest } = timingOf(seconds);
       const products = shareOf(profile, total, PRODUCTS);
       const tokens = Number(timeSteps) * Number(batchSize);
-      rows.push({ products: label, "tokens/s": Math.round(tokens / median), "ms/step": round(1000 * median), "fastest": round(1000 * fastest), "slowest": round(1000 * slowest), "inside products": round(products), "peak GiB": round(cpu.memory().peak / 2 ** 30) });
+      rows.push({
+        products: label,
+        "tokens/s": Math.round(tokens / median),
+        "ms/step": round(1000 * median),
+        fastest: round(1000 * fastest),
+        slowest: round(1000 * slowest),
+        "inside products": round(products),
+        "peak GiB": round(cpu.memory().peak / 2 ** 30),
+      });
       if (process.env["BENCH_PROFILE"]) {
-        for (const [name, { ms, calls }] of [...profile].sort((a, b) => b[1].ms - a[1].ms).slice(0, 25)) console.error(`${name.padEnd(22)} ${(ms / count).toFixed(2)} ms  ${calls / count} calls`);
+        for (const [name, { ms, calls }] of [...profile].sort((a, b) => b[1].ms - a[1].ms).slice(0, 25))
+          console.error(`${name.padEnd(22)} ${(ms / count).toFixed(2)} ms  ${calls / count} calls`);
       }
-      if (label !== "WebAssembly") targets.push({ name: `share of the step inside matrix products (${label})`, value: products, bound: 0.6 });
+      if (label !== "WebAssembly")
+        targets.push({ name: `share of the step inside matrix products (${label})`, value: products, bound: 0.6 });
       notes.push(`${label}: ${cpu.description}`);
       cpu.dispose();
     };

@@ -42,9 +42,20 @@ export const memory: Benchmark = {
       const { rss, heapUsed } = process.memoryUsage();
       if (step === 20) early = rss;
       late = rss;
-      rows.push({ step, "resident MiB": round(rss / 2 ** 20, 5), "heap MiB": round(heapUsed / 2 ** 20, 4), "tensors MiB": round(backend.memory().used / 2 ** 20, 5) });
+      rows.push({
+        step,
+        "resident MiB": round(rss / 2 ** 20, 5),
+        "heap MiB": round(heapUsed / 2 ** 20, 4),
+        "tensors MiB": round(backend.memory().used / 2 ** 20, 5),
+      });
     }
     backend.dispose();
-    return { rows, targets: [{ name: `growth of resident memory from step 20 to ${steps}`, value: late / early - 1, bound: 0.01, atMost: true }], notes: [] };
+    return {
+      rows,
+      targets: [
+        { name: `growth of resident memory from step 20 to ${steps}`, value: late / early - 1, bound: 0.01, atMost: true },
+      ],
+      notes: [],
+    };
   },
 };

@@ -3,7 +3,17 @@
 import type { CpuBackend } from "#sparsegate/backend/cpu/index.js";
 import { add, backward, keep, mean, mul, randomNormal, scope, setDefaultBackend, type Tensor } from "#sparsegate/tensor/index.js";
 import { MoE } from "#sparsegate/moe/layer.js";
-import { PRODUCTS, interleave, profiled, round, sgemmCases, shareOf, useCpu, type BenchResult, type Benchmark } from "./harness.js";
+import {
+  PRODUCTS,
+  interleave,
+  profiled,
+  round,
+  sgemmCases,
+  shareOf,
+  useCpu,
+  type BenchResult,
+  type Benchmark,
+} from "./harness.js";
 
 export const [ROWS, D, F, K] = [2048, 512, 1024, 4];
 const SGEMM = 2048;
@@ -17,7 +27,11 @@ const PASSES = 9;
 export function layer(numExperts: number): { moe: MoE; x: Tensor; weights: Tensor } {
   const x = keep(randomNormal([ROWS, D], { seed: 1 }));
   x.requiresGrad = true;
-  return { moe: new MoE({ hiddenSize: D, numExperts, topK: K, expertHiddenSize: F }), x, weights: keep(randomNormal([ROWS, D], { seed: 2 })) };
+  return {
+    moe: new MoE({ hiddenSize: D, numExperts, topK: K, expertHiddenSize: F }),
+    x,
+    weights: keep(randomNormal([ROWS, D], { seed: 2 })),
+  };
 }
 
 /** One training pass of a layer: forward, both losses, backward to x and every parameter. Updates are left out: they are the optimiser's. */
@@ -46,16 +60,37 @@ export const moeLayer: Benchmark = {
     const times = await interleave(cases, { rounds: Number(rounds) });
     const best = Math.max(...Object.keys(gemms).map((name) => (2 * SGEMM ** 3) / times[name]!.median));
 
-    const rows: BenchResult["rows"] = Object.keys(gemms).map((name) => ({ case: name, ms: round(1000 * times[name]!.median), "GF/s": round((2 * SGEMM ** 3) / times[name]!.median / 1e9), "of sgemm": null, products: null, "gate, routing, gather, scatter": null }));
+    const rows: BenchResult["rows"] = Object.keys(gemms).map((name) => ({
+      case: name,
+      ms: round(1000 * times[name]!.median),
+      "GF/s": round((2 * SGEMM ** 3) / times[name]!.median / 1e9),
+      "of sgemm": null,
+      products: null,
+      "gate, routing, gather, scatter": null,
+    }));
     const targets: BenchResult["targets"] = [];
     for (const E of counts) {
       const time = times[`E=${E}`]!.median;
       // Forward, gradient to the rows, gradient to the weights: three products of every assignment with its expert's 2·D·F weights.
       const rate = (2 * ROWS * K * 2 * D * F * 3) / time;
       const { products, around, total } = stages(backend, E);
-      rows.push({ case: `MoE E=${E}`, ms: round(1000 * time), "GF/s": round(rate / 1e9), "of sgemm": round(rate / best), products: round(products / total), "gate, routing, gather, scatter": round(around / total) });
-      if (BOUNDS[E] !== undefined) targets.push({ name: `useful rate with ${E} experts over sgemm`, value: rate / best, bound: BOUNDS[E] });
-      if (E === 64) targets.push({ name: "gate, routing, gather and scatter, share of the time at 64 experts", value: around / total, bound: 0.12, atMost: true });
+      rows.push({
+        case: `MoE E=${E}`,
+        ms: round(1000 * time),
+        "GF/s": round(rate / 1e9),
+        "of sgemm": round(rate / best),
+        products: round(products / total),
+        "gate, routing, gather, scatter": round(around / total),
+      });
+      if (BOUNDS[E] !== undefined)
+        targets.push({ name: `useful rate with ${E} experts over sgemm`, value: rate / best, bound: BOUNDS[E] });
+      if (E === 64)
+        targets.push({
+          name: "gate, routing, gather and scatter, share of the time at 64 experts",
+          value: around / total,
+          bound: 0.12,
+          atMost: true,
+        });
     }
     backend.dispose();
     return { rows, targets, notes: backend.notes };

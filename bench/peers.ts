@@ -28,8 +28,16 @@ export const peers: Benchmark = {
       moe.dispose();
       const useful = 2 * ROWS * K * 2 * D * F * 3;
       const ratio = times.torch.median / times.sparsegate.median;
-      rows.push({ experts: E, "torch ms": round(1000 * times.torch.median), "torch GF/s": round(useful / times.torch.median / 1e9), "sparsegate ms": round(1000 * times.sparsegate.median), "sparsegate GF/s": round(useful / times.sparsegate.median / 1e9), "times faster": round(ratio) });
-      if (BOUNDS[E] !== undefined) targets.push({ name: `times faster than PyTorch with ${E} experts`, value: ratio, bound: BOUNDS[E] });
+      rows.push({
+        experts: E,
+        "torch ms": round(1000 * times.torch.median),
+        "torch GF/s": round(useful / times.torch.median / 1e9),
+        "sparsegate ms": round(1000 * times.sparsegate.median),
+        "sparsegate GF/s": round(useful / times.sparsegate.median / 1e9),
+        "times faster": round(ratio),
+      });
+      if (BOUNDS[E] !== undefined)
+        targets.push({ name: `times faster than PyTorch with ${E} experts`, value: ratio, bound: BOUNDS[E] });
     }
     torch.peer.stop();
     backend.dispose();

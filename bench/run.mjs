@@ -15,7 +15,11 @@ const { benchmarks } = await import("./.build/index.js");
 const known = Object.keys(benchmarks);
 if (name === undefined || !known.includes(name)) {
   if (name !== undefined) console.error(`bench: expected one of ${known.join(", ")}, got ${JSON.stringify(name)}.\n`);
-  console.log(`npm run bench -- NAME [--json] [--option value]\n\n${Object.entries(benchmarks).map(([key, { question }]) => `  ${key.padEnd(14)} ${question}`).join("\n")}`);
+  console.log(
+    `npm run bench -- NAME [--json] [--option value]\n\n${Object.entries(benchmarks)
+      .map(([key, { question }]) => `  ${key.padEnd(14)} ${question}`)
+      .join("\n")}`,
+  );
   process.exitCode = name === undefined ? 0 : 2;
 } else {
   const { main } = await import("./.build/harness.js");

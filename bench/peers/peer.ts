@@ -23,14 +23,25 @@ export class PythonPeer {
   }
 
   /** Starts a script. @returns the peer and its first line, or why it is missing */
-  static async start(script: string, module: string, args: readonly string[], install: boolean): Promise<{ peer: PythonPeer; hello: string } | { missing: string }> {
+  static async start(
+    script: string,
+    module: string,
+    args: readonly string[],
+    install: boolean,
+  ): Promise<{ peer: PythonPeer; hello: string } | { missing: string }> {
     let python = findPython(module);
     if (!python && install) {
       spawnSync("apt-get", ["install", "-y", "-q", `python3-${module}`], { stdio: ["ignore", "ignore", "inherit"] });
       python = findPython(module);
     }
-    if (!python) return { missing: `no Python with ${module} here: install python3-${module}, or pass --install yes on Debian as root` };
-    const peer = new PythonPeer(spawn(python, [`${scripts}${script}`, ...args], { stdio: ["pipe", "pipe", "inherit"], env: { ...process.env, OMP_NUM_THREADS: args[0], OPENBLAS_NUM_THREADS: args[0] } }));
+    if (!python)
+      return { missing: `no Python with ${module} here: install python3-${module}, or pass --install yes on Debian as root` };
+    const peer = new PythonPeer(
+      spawn(python, [`${scripts}${script}`, ...args], {
+        stdio: ["pipe", "pipe", "inherit"],
+        env: { ...process.env, OMP_NUM_THREADS: args[0], OPENBLAS_NUM_THREADS: args[0] },
+      }),
+    );
     return { peer, hello: await peer.#next() };
   }
 
@@ -55,17 +66,26 @@ export class PythonPeer {
 }
 
 function findPython(module: string): string | undefined {
-  return ["/usr/bin/python3", "python3"].find((python) => spawnSync(python, ["-c", `import ${module}`], { stdio: "ignore" }).status === 0);
+  return ["/usr/bin/python3", "python3"].find(
+    (python) => spawnSync(python, ["-c", `import ${module}`], { stdio: "ignore" }).status === 0,
+  );
 }
 
 /** A package of the npm registry, from a folder of its own that git ignores. @returns what `require` gives for each, or why it is missing */
-export function npmPeer(packages: Record<string, string>, install: boolean): { modules: Record<string, unknown> } | { missing: string } {
+export function npmPeer(
+  packages: Record<string, string>,
+  install: boolean,
+): { modules: Record<string, unknown> } | { missing: string } {
   const names = Object.keys(packages);
   const there = (): boolean => names.every((name) => existsSync(`${installed}${name}`));
   if (!there() && install) {
     mkdirSync(installed, { recursive: true });
     const wanted = names.map((name) => `${name}@${packages[name]}`);
-    spawnSync("npm", ["install", "--no-save", "--ignore-scripts", "--prefix", fileURLToPath(new URL("..", import.meta.url)), ...wanted], { stdio: ["ignore", "ignore", "inherit"] });
+    spawnSync(
+      "npm",
+      ["install", "--no-save", "--ignore-scripts", "--prefix", fileURLToPath(new URL("..", import.meta.url)), ...wanted],
+      { stdio: ["ignore", "ignore", "inherit"] },
+    );
   }
   if (!there()) return { missing: `${names.join(", ")} not installed: pass --install yes` };
   const require = createRequire(installed);
