@@ -18,7 +18,8 @@ import { specialisation, type Specialisation } from "../train/specialisation.js"
 import { evaluateOn, trainOn } from "../train/trainer.js";
 import { openBackend } from "./backend.js";
 import { compact, table } from "./format.js";
-import { stopSignal } from "./train.js";
+import { makeOutputFolder } from "./output.js";
+import { stopSignal } from "./stop.js";
 
 const MODELS = ["MoE-1-Wide", "MoE-4", "MoE-32", "MoE-256"] as const;
 const VOCABULARY = 2048;
@@ -55,9 +56,10 @@ export async function demo(options: Record<string, unknown>): Promise<void> {
   const steps = (options["maxSteps"] as number | undefined) ?? (quick ? QUICK_STEPS : FULL_STEPS);
   const seed = options["seed"] as number;
   const outputDir = String(options["outputDir"]);
+  makeOutputFolder(outputDir);
   const backend = openBackend();
   progress.note(`Backend: ${backend.description}`);
-  const signal = stopSignal(progress);
+  const stop = stopSignal(() => progress.announce("Stopping after this step. Once more to stop at once."));
 
   const split = splitMessages(loadMessages(), { seed, validShare: 0.02, testShare: 0.05 });
   const lines = (messages: readonly Message[]): string[] => messages.map(({ text }) => text);
@@ -81,7 +83,7 @@ export async function demo(options: Record<string, unknown>): Promise<void> {
     let tokens = 0;
     const result = await trainOn(config, datasets, {
       progress,
-      signal,
+      signal: stop.signal,
       ephemeral: true,
       onStep: (step, { loss, tokens: count, load }) => {
         tokens += count;
@@ -97,7 +99,7 @@ export async function demo(options: Record<string, unknown>): Promise<void> {
     });
     if (!result.finished) {
       progress.finish("Interrupted; the demo keeps no checkpoints.");
-      process.exitCode = 130;
+      process.exitCode = stop.exitCode();
       break;
     }
     const test = evaluateOn(result.model, datasets.test, config);

@@ -8,19 +8,23 @@ import { SparsegateError } from "../core/errors.js";
 const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string };
 
 function wholeNumber(value: string): number {
-  const n = Number(value);
-  if (!Number.isInteger(n) || n < 0) throw new InvalidArgumentError("Expected a whole number.");
+  const n = number(value);
+  if (!Number.isSafeInteger(n) || n < 0) throw new InvalidArgumentError("Expected a whole number.");
   return n;
 }
 
 function number(value: string): number {
   const n = Number(value);
-  if (!Number.isFinite(n)) throw new InvalidArgumentError("Expected a number.");
+  if (value.trim() === "" || !Number.isFinite(n)) throw new InvalidArgumentError("Expected a number.");
   return n;
 }
 
+const EXIT_CODES = `
+Exit codes: 0 done; 1 something to be mended, said in one line; 70 a bug of sparsegate; 130 or 143 training was interrupted by
+Ctrl-C or SIGTERM and has written a checkpoint. Progress and messages go to stderr, results to stdout.`;
+
 function program(): Command {
-  const root = new Command("sparsegate").description("Sparsely-gated mixture-of-experts networks on the CPU").version(version).showHelpAfterError("(add --help for the options)");
+  const root = new Command("sparsegate").description("Sparsely-gated mixture-of-experts networks on the CPU").version(version).showHelpAfterError("(add --help for the options)").addHelpText("after", EXIT_CODES);
   root
     .command("demo")
     .description("train a dense model and MoE layers of 4, 32 and 256 experts on TypeScript's messages in 14 languages, and report")
@@ -36,12 +40,13 @@ function program(): Command {
     .command("train")
     .description("train a language model on text")
     .option("--config <file>", "JSON file of options in snake_case; flags and SPARSEGATE_TRAIN_* win over it")
-    .option("--resume [dir]", "go on from a checkpoint, or from the latest one in --output-dir")
+    .option("--resume [dir]", "go on from a checkpoint, or from the latest one of a run (of --output-dir when none is named), with its configuration")
+    .option("--overwrite", "discard the checkpoints of an earlier run in --output-dir, or those after the one that is resumed")
     .option("--dry-run", "print parameters, ops/timestep and memory, and stop")
     .option("--no-progress", "no live progress")
     .option("--json", "print the result as JSON")
     .allowExcessArguments(false);
-  for (const [flags, description, parse] of TRAIN_FLAGS) train.option(flags, description, parse);
+  for (const [flags, description] of TRAIN_FLAGS) train.option(flags, description);
   train.action(async (options: Record<string, unknown>) => (await import("./train.js")).trainCommand(options));
 
   root
@@ -79,49 +84,56 @@ function program(): Command {
   return root;
 }
 
-/** Flags of `train`, in kebab-case; names and defaults of the values are those of train/config.ts. */
-const TRAIN_FLAGS: readonly [flags: string, description: string, parse: (value: string) => unknown][] = [
-  ["--train <file>", "training text, plain or .gz", String],
-  ["--valid <file>", "text for evaluation while training", String],
-  ["--test <file>", "text for evaluation at the end", String],
-  ["--text-mode <mode>", "sentences (independent lines) or continuous", String],
-  ["--vocab <file>", "closed vocabulary, one word a line", String],
-  ["--tokenizer <kind>", "bpe or words, when there is no --vocab", String],
-  ["--vocab-size <n>", "size of a vocabulary made here", number],
-  ["--eos <word>", "end-of-sentence word", String],
-  ["--model <name>", "MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM, or MoE-<experts>", String],
-  ["--hidden-size <n>", "width of every layer", number],
-  ["--expert-hidden-size <n>", "hidden width of an expert (2 x hidden size)", number],
-  ["--lstm-size <n>", "units of an LSTM (hidden size; more are projected back)", number],
-  ["--top-k <n>", "experts a token uses", number],
-  ["--importance-weight <x>", "w_importance", number],
-  ["--load-weight <x>", "w_load", number],
-  ["--dropout <x>", "dropout rate", number],
-  ["--init-scale <x>", "weights start uniform in [-x, x]", number],
-  ["--no-sigmoid", "no sigmoid on the MoE's output", () => false],
-  ["--no-residual", "no residual connections", () => false],
-  ["--batch-size <n>", "sequences side by side", number],
-  ["--time-steps <n>", "tokens of each per step", number],
-  ["--max-steps <n>", "training steps", number],
-  ["--optimizer <name>", "adam or sgd", String],
-  ["--beta1 <x>", "Adam's beta1", number],
-  ["--beta2 <x>", "Adam's beta2", number],
-  ["--factored-experts", "factored second moments for expert matrices", () => true],
-  ["--learning-rate <x>", "peak learning rate", number],
-  ["--schedule <name>", "inverse-sqrt, constant or step", String],
-  ["--warmup-steps <n>", "steps of linear rise", number],
-  ["--decay-hold-steps <n>", "steps before a step decay begins", number],
-  ["--decay-every-steps <n>", "steps between decays", number],
-  ["--decay-factor <x>", "what the rate is multiplied by", number],
-  ["--max-grad-norm <x>", "clip gradients to this global norm", number],
-  ["--sampled-softmax <n>", "classes of a sampled softmax in training; 0: exact", number],
-  ["--seed <n>", "seed of everything random", number],
-  ["--output-dir <dir>", "where checkpoints and metrics go", String],
-  ["--eval-steps <n>", "steps between evaluations", number],
-  ["--save-steps <n>", "steps between checkpoints", number],
-  ["--save-total-limit <n>", "checkpoints kept", number],
-  ["--logging-steps <n>", "steps between metrics", number],
+/** Flags of `train`, in kebab-case; train/config.ts has their defaults, and reads and checks their text. */
+const TRAIN_FLAGS: readonly [flags: string, description: string][] = [
+  ["--train <file>", "training text, plain or .gz"],
+  ["--valid <file>", "text for evaluation while training"],
+  ["--test <file>", "text for evaluation at the end"],
+  ["--text-mode <mode>", "sentences (independent lines) or continuous"],
+  ["--vocab <file>", "closed vocabulary, one word a line"],
+  ["--tokenizer <kind>", "bpe or words, when there is no --vocab"],
+  ["--vocab-size <n>", "size of a vocabulary made here"],
+  ["--eos <word>", "end-of-sentence word"],
+  ["--model <name>", "MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM, or MoE-<experts>"],
+  ["--hidden-size <n>", "width of every layer"],
+  ["--expert-hidden-size <n>", "hidden width of an expert (2 x hidden size)"],
+  ["--lstm-size <n>", "units of an LSTM (hidden size; more are projected back)"],
+  ["--top-k <n>", "experts a token uses"],
+  ["--importance-weight <x>", "w_importance"],
+  ["--load-weight <x>", "w_load"],
+  ["--dropout <x>", "dropout rate"],
+  ["--init-scale <x>", "weights start uniform in [-x, x]"],
+  ["--no-sigmoid", "no sigmoid on the MoE's output"],
+  ["--no-residual", "no residual connections"],
+  ["--batch-size <n>", "sequences side by side"],
+  ["--time-steps <n>", "tokens of each per step"],
+  ["--max-steps <n>", "training steps"],
+  ["--optimizer <name>", "adam or sgd"],
+  ["--beta1 <x>", "Adam's beta1"],
+  ["--beta2 <x>", "Adam's beta2"],
+  ["--factored-experts", "factored second moments for expert matrices"],
+  ["--learning-rate <x>", "peak learning rate"],
+  ["--schedule <name>", "inverse-sqrt, constant or step"],
+  ["--warmup-steps <n>", "steps of linear rise"],
+  ["--decay-hold-steps <n>", "steps before a step decay begins"],
+  ["--decay-every-steps <n>", "steps between decays"],
+  ["--decay-factor <x>", "what the rate is multiplied by"],
+  ["--max-grad-norm <x>", "clip gradients to this global norm"],
+  ["--sampled-softmax <n>", "classes of a sampled softmax in training; 0: exact"],
+  ["--seed <n>", "seed of everything random"],
+  ["--output-dir <dir>", "where checkpoints and metrics go"],
+  ["--eval-steps <n>", "steps between evaluations"],
+  ["--save-steps <n>", "steps between checkpoints"],
+  ["--save-total-limit <n>", "checkpoints kept"],
+  ["--logging-steps <n>", "steps between metrics"],
 ];
+
+// Whoever read the output may be gone, as `| head` is after its lines; that is no error of ours.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code === "EPIPE") process.exit();
+  throw error;
+});
+process.stderr.on("error", () => {});
 
 try {
   await program().exitOverride().parseAsync(process.argv);

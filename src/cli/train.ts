@@ -1,44 +1,82 @@
 /** `sparsegate train`. */
 
-import { join } from "node:path";
 import { defaultBackend } from "../tensor/default-backend.js";
-import { flagOf, resolveConfig, trainConfigSchema, type TrainConfig } from "../train/config.js";
-import { writeFileAtomic } from "../train/atomic.js";
+import { BatchStream } from "../text/batches.js";
+import type { Checkpoint } from "../train/checkpoint.js";
+import { mergeSources, resolveConfig, trainConfigSchema, type Sources, type TrainConfig } from "../train/config.js";
+import { planRun } from "../train/plan.js";
 import { Progress } from "../train/progress.js";
-import { corporaOf, makeTokenizer, planRun } from "../train/setup.js";
-import { train } from "../train/trainer.js";
+import { checkSameModel, openCheckpoint, runFolder, tokenizerOf } from "../train/restore.js";
+import { corporaOf, makeDatasets } from "../train/setup.js";
+import { checkpointsInTheWay, trainOn, type TrainResult } from "../train/trainer.js";
 import { openBackend } from "./backend.js";
 import { bytes, compact, table } from "./format.js";
+import { makeOutputFolder } from "./output.js";
+import { stopSignal } from "./stop.js";
 
-/** Aborts at the first Ctrl-C or SIGTERM; a second one ends the process. */
-export function stopSignal(progress: Progress): AbortSignal {
-  const controller = new AbortController();
-  for (const name of ["SIGINT", "SIGTERM"] as const) {
-    process.on(name, () => {
-      if (controller.signal.aborted) process.exit(130);
-      progress.note("Stopping after this step; a checkpoint is written. Once more to stop at once.");
-      controller.abort();
-    });
+type Options = Record<string, unknown>;
+
+export async function trainCommand(options: Options): Promise<void> {
+  const sources: Sources = { file: options["config"] as string | undefined, env: process.env, flags: flagsOf(options) };
+  const checkpoint = checkpointOf(options["resume"], sources);
+  const config = resolveConfig({
+    ...sources,
+    base: checkpoint && {
+      values: { ...checkpoint.config, output_dir: runFolder(checkpoint) },
+      where: `${checkpoint.path}/config.json`,
+    },
+  });
+  if (checkpoint) checkSameModel(config, checkpoint);
+  const overwrite = options["overwrite"] === true;
+  const json = options["json"] === true;
+  if (options["dryRun"] === true) return dryRun(config, checkpoint, json);
+  // What can be refused is refused before the text is read, which may take minutes.
+  checkpointsInTheWay(config, { overwrite }, checkpoint);
+  makeOutputFolder(config.output_dir);
+  const progress = new Progress({ enabled: options["progress"] !== false });
+  const datasets = makeDatasets(config, corporaOf(config), checkpoint && tokenizerOf(checkpoint));
+  openBackend();
+  const stop = stopSignal(() =>
+    progress.announce("Stopping after this step; then a checkpoint is written. Once more to stop at once, without one."),
+  );
+  const result = await trainOn(config, datasets, { progress, signal: stop.signal, overwrite }, checkpoint).catch(
+    (error: unknown) => {
+      progress.finish(); // an error message begins on a line of its own
+      throw error;
+    },
+  );
+  progress.finish(`${config.model}: ${result.steps} steps, ${Math.round(result.tokensPerSecond)} tokens/s`);
+  report(config, result, json);
+  if (!result.finished) {
+    process.stderr.write(
+      `Interrupted at step ${result.steps} of ${config.max_steps}. Go on with: sparsegate train --resume ${config.output_dir}\n`,
+    );
+    process.exitCode = stop.exitCode();
   }
-  return controller.signal;
+  stop.end();
+  defaultBackend().dispose();
 }
 
-export async function trainCommand(options: Record<string, unknown>): Promise<void> {
+/** What the user set: flags by key of the configuration. */
+function flagsOf(options: Options): Record<string, unknown> {
   const flags: Record<string, unknown> = {};
   for (const key of Object.keys(trainConfigSchema.shape)) {
-    const value = options[flagOf(key).slice(2).replaceAll(/-(.)/g, (_, c: string) => c.toUpperCase())];
-    // commander gives --no-x flags the value true when absent; only what the user set may win over the file.
-    if (value !== undefined && !(value === true && (key === "sigmoid" || key === "residual"))) flags[key] = value;
+    const value = options[key.replaceAll(/_(.)/g, (_, c: string) => c.toUpperCase())];
+    // commander gives --no-x flags the value true when absent.
+    if (!(value === true && (key === "sigmoid" || key === "residual"))) flags[key] = value;
   }
-  const config = resolveConfig({ file: options["config"] as string | undefined, env: process.env, flags });
-  if (options["dryRun"] === true) return dryRun(config, options["json"] === true);
-  const progress = new Progress({ enabled: options["progress"] !== false });
-  openBackend();
-  const signal = stopSignal(progress);
-  writeFileAtomic(join(config.output_dir, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
-  const resume = options["resume"] === undefined ? undefined : options["resume"] === true ? config.output_dir : (options["resume"] as string);
-  const result = await train(config, corporaOf(config), { progress, signal, resume });
-  progress.finish(`${config.model}: ${result.steps} steps, ${Math.round(result.tokensPerSecond)} tokens/s`);
+  return flags;
+}
+
+/** --resume alone takes the run in --output-dir; with a folder, that run or checkpoint, and its configuration for what is not given again. */
+function checkpointOf(resume: unknown, sources: Sources): Checkpoint | undefined {
+  if (resume === undefined) return undefined;
+  if (typeof resume === "string") return openCheckpoint("--resume", resume);
+  const given = mergeSources(sources).values["output_dir"];
+  return openCheckpoint("--resume", typeof given === "string" ? given : trainConfigSchema.shape.output_dir.parse(undefined));
+}
+
+function report(config: TrainConfig, result: TrainResult, json: boolean): void {
   const summary = {
     model: config.model,
     steps: result.steps,
@@ -49,21 +87,38 @@ export async function trainCommand(options: Record<string, unknown>): Promise<vo
     test_perplexity: result.test?.perplexity ?? null,
     output_dir: config.output_dir,
   };
-  if (options["json"] === true) process.stdout.write(`${JSON.stringify(summary)}\n`);
-  else {
-    process.stdout.write(`${Object.entries(summary).filter(([, value]) => value !== null).map(([key, value]) => `${key}: ${value}`).join("\n")}\n`);
-    if (!result.finished) process.stdout.write(`Interrupted. Go on with --resume ${config.output_dir}\n`);
-  }
-  defaultBackend().dispose();
+  if (json) process.stdout.write(`${JSON.stringify(summary)}\n`);
+  else for (const [key, value] of Object.entries(summary)) if (value !== null) process.stdout.write(`${key}: ${value}\n`);
 }
 
-function dryRun(config: TrainConfig, json: boolean): void {
-  const vocabSize = makeTokenizer(config, corporaOf(config).train).vocabSize;
-  const plan = planRun(config, vocabSize);
-  if (json) process.stdout.write(`${JSON.stringify({ ...plan, vocab_size: vocabSize })}\n`);
+function dryRun(config: TrainConfig, checkpoint: Checkpoint | undefined, json: boolean): void {
+  const { tokenizer, train } = makeDatasets(config, corporaOf(config), checkpoint && tokenizerOf(checkpoint));
+  const plan = planRun(config, tokenizer.vocabSize);
+  // Complains where the text is too short for the batches.
+  void new BatchStream(train, {
+    batchSize: config.batch_size,
+    timeSteps: config.time_steps,
+    mode: config.text_mode,
+    seed: config.seed,
+  });
+  const values = {
+    model: config.model,
+    vocab_size: tokenizer.vocabSize,
+    parameters: plan.parameters,
+    moe_parameters: plan.moeParameters,
+    ops_per_timestep: plan.opsPerTimestep,
+    memory_bytes: plan.bytes,
+  };
+  if (json) process.stdout.write(`${JSON.stringify(values)}\n`);
   else {
-    process.stdout.write(
-      `${table(["model", "vocabulary", "parameters", "in experts", "ops/timestep", "memory"], [[config.model, String(vocabSize), compact(plan.parameters), compact(plan.moeParameters), compact(plan.opsPerTimestep), bytes(plan.bytes)]])}\n`,
-    );
+    const row = [
+      config.model,
+      String(tokenizer.vocabSize),
+      compact(plan.parameters),
+      compact(plan.moeParameters),
+      compact(plan.opsPerTimestep),
+      bytes(plan.bytes),
+    ];
+    process.stdout.write(`${table(["model", "vocabulary", "parameters", "in experts", "ops/timestep", "memory"], [row])}\n`);
   }
 }

@@ -36,6 +36,12 @@ export function checkOneOf<T extends string>(where: string, name: string, value:
   return value as T;
 }
 
+/** Where the first NaN or infinity stands; -1 when every value is finite. */
+export function firstNonFinite(values: ArrayLike<number>): number {
+  for (let i = 0; i < values.length; i++) if (!Number.isFinite(values[i])) return i;
+  return -1;
+}
+
 function range(min: number, max: number): string {
   if (min === -Infinity && max === Infinity) return "";
   if (max === Infinity) return ` of at least ${min}`;

@@ -3,8 +3,8 @@
  * of the dense baselines of equal computation.
  */
 
-import { checkInteger, checkNumber } from "../core/checks.js";
-import { NonFiniteError } from "../core/errors.js";
+import { checkInteger, checkNumber, firstNonFinite } from "../core/checks.js";
+import { NonFiniteError, expectation } from "../core/errors.js";
 import type { MoEOutput } from "../moe/layer.js";
 import { MoE } from "../moe/layer.js";
 import { Dropout, Embedding, Linear, Lstm } from "../nn/layers.js";
@@ -13,6 +13,8 @@ import { add, relu, sigmoid } from "../tensor/ops/elementwise.js";
 import { linearCrossEntropy, sampledCrossEntropy, type Candidates } from "../tensor/ops/losses.js";
 import type { LstmState } from "../tensor/ops/lstm.js";
 import { reshape } from "../tensor/ops/shape.js";
+import { noGrad } from "../tensor/tape.js";
+import { scope } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 
 /** What stands between the two LSTM layers. */
@@ -111,22 +113,36 @@ export class LanguageModel extends Module {
   /**
    * The vectors that the softmax sees.
    * @param inputs int32 (T, B), time first; @param resets int32 (T, B), 1 where a new text begins; @param states from the batch before
+   * @param watch sees what each layer gives, by the layer's name, in the order of computation
    */
-  hidden(inputs: Tensor, context: RunContext, states?: readonly LstmState[], resets?: Tensor): { output: Tensor; states: LstmState[]; moe?: MoEOutput } {
+  hidden(
+    inputs: Tensor,
+    context: RunContext,
+    states?: readonly LstmState[],
+    resets?: Tensor,
+    watch: (layer: string, ...outputs: readonly Tensor[]) => void = () => {},
+  ): { output: Tensor; states: LstmState[]; moe?: MoEOutput } {
     const drop = (x: Tensor, i: number): Tensor => this.#dropouts[i]!.forward(x, context);
     const next: LstmState[] = [];
     let moe: MoEOutput | undefined;
     let x = drop(this.embedding.forward(inputs), 0);
+    watch("embedding", x);
     for (const [i, layer] of this.lstm.entries()) {
       const { output, state } = layer.forward(x, states?.[i], resets);
       next.push(state);
       x = this.#residual(drop(output, 1 + i), x);
+      watch(`lstm.${i}`, x, state.c);
       if (i > 0 || this.config.middle.kind === "none" || this.config.middle.kind === "lstm") continue;
       let y: Tensor;
       if (this.moe) {
         moe = this.moe.forward(x, context);
         y = moe.output;
-      } else y = this.dense!.forward(x);
+        watch("moe.gate", moe.gates, moe.importance, moe.load, moe.auxLoss);
+        watch("moe.experts", y);
+      } else {
+        y = this.dense!.forward(x);
+        watch("dense", y);
+      }
       if (this.config.sigmoid) y = sigmoid(y);
       x = this.#residual(drop(y, this.#dropouts.length - 1), x);
     }
@@ -155,14 +171,28 @@ export class LanguageModel extends Module {
     return { loss, states: next, ...(moe ? { auxLoss: moe.auxLoss, moe } : {}) };
   }
 
-  /** @throws NonFiniteError naming the first layer whose output is not finite; for finding what broke a loss */
-  explainNonFinite(inputs: Tensor, context: RunContext, states?: readonly LstmState[], resets?: Tensor): NonFiniteError {
+  /**
+   * The error for a loss that is not finite, naming what is the first not to be: a parameter, or else the output of a layer (embedding, lstm.0, moe.gate,
+   * moe.experts, dense, lstm.1, softmax). It runs the model once more on the same inputs, so that a finite loss pays nothing for it.
+   * @param where what was being done, at the head of the message; @param loss what came out
+   */
+  explainNonFinite(where: string, loss: number, { inputs, resets }: { inputs: Tensor; resets?: Tensor }, context: RunContext, states?: readonly LstmState[]): NonFiniteError {
+    const hint = "Lower the learning rate (--learning-rate) or clip the gradients harder (--max-grad-norm).";
     for (const [name, p] of this.namedParameters()) {
-      if (!p.dataSync().every(Number.isFinite)) return new NonFiniteError(`Parameter ${name} holds a value that is not finite. Lower the learning rate or clip harder (--max-grad-norm).`);
+      const values = p.dataSync();
+      const at = firstNonFinite(values);
+      if (at >= 0) return new NonFiniteError(expectation(where, `finite values in parameter ${name}`, values[at], hint));
     }
-    const { output } = this.hidden(inputs, context, states, resets);
-    const where = output.dataSync().every(Number.isFinite) ? "softmax" : this.moe ? "the LSTM and MoE layers" : "the LSTM layers";
-    return new NonFiniteError(`The loss became non-finite in ${where}: activations overflow. Lower the learning rate or clip harder (--max-grad-norm).`);
+    // Finite vectors before the softmax, and a loss that is not: it overflowed there.
+    let [layer, value] = ["softmax", loss];
+    const watch = (name: string, ...outputs: readonly Tensor[]): void => {
+      for (const values of layer === "softmax" ? outputs.map((output) => output.dataSync()) : []) {
+        const at = firstNonFinite(values);
+        if (at >= 0 && layer === "softmax") [layer, value] = [name, values[at]!];
+      }
+    };
+    noGrad(() => scope(() => void this.hidden(inputs, context, states, resets, watch)));
+    return new NonFiniteError(expectation(where, `a finite output of ${layer}`, value, hint));
   }
 }
 

@@ -1,6 +1,7 @@
 /** The paper's language models by name (Table 7), at any width: the shape is the name's, the width is the caller's. */
 
-import { ConfigError } from "../core/errors.js";
+import { ConfigError, expectation } from "../core/errors.js";
+import { didYouMean } from "../core/suggest.js";
 import type { MiddleConfig } from "./language-model.js";
 
 /** Sizes that the middle of a preset follows. */
@@ -30,8 +31,8 @@ export function presetMiddle(name: string, { hiddenSize, expertHiddenSize = 2 * 
   if (key === "4xlstm") return { kind: "lstm", layers: 2 };
   if (key === "lstm") return { kind: "none" };
   const match = /^moe-(\d+)$/.exec(key);
-  if (!match) throw new ConfigError(`model: expected one of ${PRESET_NAMES.join(", ")} (or MoE-<experts>), got ${JSON.stringify(name)}.`);
+  if (!match) throw new ConfigError(expectation("model (--model)", `one of ${PRESET_NAMES.join(", ")} (or MoE-<experts>)`, name, didYouMean(name, PRESET_NAMES)));
   const numExperts = Number(match[1]);
-  if (numExperts < topK) throw new ConfigError(`model: expected ${name} to have at least topK = ${topK} experts. Lower --top-k or take more experts.`);
+  if (numExperts < topK) throw new ConfigError(expectation("model (--model)", `at least the ${topK} experts that a token uses (--top-k)`, name, "Take more experts, or lower --top-k."));
   return { kind: "moe", numExperts, topK, expertHiddenSize, importanceWeight, loadWeight };
 }

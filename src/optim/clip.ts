@@ -23,15 +23,16 @@ function addSquares(p: Tensor, total: Tensor): void {
 
 /**
  * The factor by which gradients have to be multiplied so that their norm is at most `maxNorm` (Pascanu et al. 2013).
- * @throws NonFiniteError naming the first parameter whose gradient is not finite
+ * @throws NonFiniteError naming a parameter whose gradient is not finite: the last in the model's order, which back-propagation reaches early
  */
 export function clipScale(parameters: readonly Tensor[], maxNorm: number | undefined): { norm: number; scale: number } {
   const norm = globalNorm(parameters);
-  if (!Number.isFinite(norm)) throw new NonFiniteError(`Gradient of ${firstNonFinite(parameters)} is not finite. Lower the learning rate, clip harder (maxGradNorm), or check the input for NaN.`);
+  if (!Number.isFinite(norm)) throw new NonFiniteError(`Gradient of ${nearestToLoss(parameters)} is not finite. Lower the learning rate, clip harder (maxGradNorm), or check the input for NaN.`);
   return { norm, scale: maxNorm !== undefined && norm > maxNorm ? maxNorm / norm : 1 };
 }
 
-function firstNonFinite(parameters: readonly Tensor[]): string {
-  const culprit = parameters.find((p) => p.grad && !Number.isFinite(globalNorm([p])));
+/** Parameters come about in the order of computation, and gradients the other way: what broke first is near the end, what it spoiled before it. */
+function nearestToLoss(parameters: readonly Tensor[]): string {
+  const culprit = parameters.findLast((p) => p.grad && !Number.isFinite(globalNorm([p])));
   return culprit?.name || "the parameters (their squares overflow together)";
 }

@@ -14,7 +14,7 @@ const NEWLINE = 10;
  *
  * The file is read at once, and the text is decoded as the lines are asked for. The result can be iterated more than once.
  *
- * @throws FileError when the file is missing, a folder, empty or binary; while iterating, when a line is not valid UTF-8.
+ * @throws FileError when the file is missing, a folder, binary, or nothing but white space; while iterating, when a line is not valid UTF-8.
  */
 export function readLines(path: string): Iterable<string> {
   const bytes = readBytes(path);
@@ -25,7 +25,15 @@ export function readLines(path: string): Iterable<string> {
       expectation(`${path}:${lineOf(bytes, zero)}`, "UTF-8 text", "a zero byte", "This is a binary file, or text in UTF-16; save it as UTF-8."),
     );
   }
+  if (bytes.subarray(startOf(bytes)).every((byte) => byte === 32 || (byte >= 9 && byte <= 13))) {
+    throw new FileError(expectation(path, "a text file with at least one word", "only white space"));
+  }
   return { [Symbol.iterator]: () => linesOf(bytes, path) };
+}
+
+/** Where the text begins: after a byte order mark (EF BB BF), where there is one. */
+function startOf(bytes: Uint8Array): number {
+  return bytes[0] === 0xef && bytes[1] === 0xbb && bytes[2] === 0xbf ? 3 : 0;
 }
 
 function readBytes(path: string): Uint8Array {
@@ -36,6 +44,7 @@ function readBytes(path: string): Uint8Array {
     const code = (cause as NodeJS.ErrnoException).code;
     if (code === "ENOENT") throw new FileError(expectation(path, "a text file", "no such file", "Check the path."), { cause });
     if (code === "EISDIR") throw new FileError(expectation(path, "a text file", "a folder", "Name a file inside it."), { cause });
+    if (code === "ERR_FS_FILE_TOO_LARGE") throw new FileError(expectation(path, "a text file of less than 2 GiB", "a longer one", "Train on a part of it."), { cause });
     throw new FileError(expectation(path, "a readable text file", code ?? String(cause)), { cause });
   }
   if (!path.endsWith(".gz")) return bytes;
@@ -49,7 +58,7 @@ function readBytes(path: string): Uint8Array {
 function* linesOf(bytes: Uint8Array, path: string): Generator<string, void, undefined> {
   // A mark inside the text is kept as it is; the one at its start (EF BB BF) is passed over.
   const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-  let from = bytes[0] === 0xef && bytes[1] === 0xbb && bytes[2] === 0xbf ? 3 : 0;
+  let from = startOf(bytes);
   while (from < bytes.length) {
     const newline = bytes.indexOf(NEWLINE, Math.min(from + CHUNK_BYTES, bytes.length) - 1);
     const to = newline < 0 ? bytes.length : newline;

@@ -46,6 +46,12 @@ export function writeAtomic<T>(where: string, path: string, fill: (fd: number) =
   }
 }
 
+/** The process that left a temporary file of `writeAtomic` behind, by the file's name; undefined for any other name. */
+export function temporaryWriter(name: string): number | undefined {
+  const pid = /^\..+\.tmp-(\d+)-\d+$/.exec(name)?.[1];
+  return pid === undefined ? undefined : Number(pid);
+}
+
 /** Makes a folder and those above it. By hand, because Node's `recursive` never returns where a folder that exists answers ENOENT, as /proc does. */
 export function makeFolder(path: string): void {
   try {
@@ -119,6 +125,7 @@ const hints = new Map<string, [meaning: string, hint: string]>([
   ["EISDIR", ["there is a folder where a file should be", "Choose another path, or move that folder away."]],
   ["ENOTEMPTY", ["there is a folder in the way", "Choose another path, or move that folder away."]],
   ["ENOENT", ["no such file or folder", "The folder cannot be created there; choose another path."]],
+  ["EFBIG", ["the file would be longer than a file may be here", "Raise the limit (ulimit -f), or choose another --output-dir; what was there before is untouched."]],
   ["EMFILE", ["too many open files", "Raise the limit with ulimit -n."]],
   ["EIO", ["the disk reports an error", "Check the disk before you trust other files on it."]],
 ]);

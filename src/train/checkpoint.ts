@@ -10,7 +10,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, s
 import { basename, join } from "node:path";
 import { checkInteger } from "../core/checks.js";
 import { ConfigError, expectation, FileError } from "../core/errors.js";
-import { fileError, fsyncFolder, makeFolder, quietly, writeFileAtomic } from "./atomic.js";
+import { fileError, fsyncFolder, makeFolder, quietly, temporaryWriter, writeFileAtomic } from "./atomic.js";
 import { crc32, SafetensorsFile, type StoredTensor, type TensorData, type TensorInfo, writeSafetensors } from "./safetensors.js";
 
 /** What a checkpoint keeps. Objects are plain JSON: numbers that are not finite are refused, as JSON would lose them. */
@@ -116,11 +116,11 @@ export function saveCheckpoint(runDir: string, step: number, contents: Checkpoin
 /**
  * The complete checkpoint of the highest step in the run's folder, or null. A folder that lacks a file, or holds one of the wrong
  * length, is passed over; content is checked when it is loaded.
+ * @param below only steps lower than this count
  */
-export function latestCheckpoint(runDir: string): string | null {
-  if (!existsSync(runDir)) return null;
-  quietly(() => clearLeftovers(runDir, ["old"]));
+export function latestCheckpoint(runDir: string, below = Infinity): string | null {
   for (const step of checkpointSteps(runDir).reverse()) {
+    if (step >= below) continue;
     const path = join(runDir, `checkpoint-${step}`);
     try {
       const { seals } = readSeal(path);
@@ -261,15 +261,19 @@ function readSeal(path: string): { step: number; state: Record<string, unknown>;
   return { step, state, seals: new Map(Object.entries(files)) };
 }
 
-/** Steps of the folders named `checkpoint-STEP`, ascending. */
-function checkpointSteps(runDir: string): number[] {
+/** Steps of the folders named `checkpoint-STEP`, whole or damaged, ascending; none where the run's folder does not exist. @throws FileError */
+export function checkpointSteps(runDir: string): number[] {
+  if (!existsSync(runDir)) return [];
+  quietly(() => clearLeftovers(runDir, ["old"])); // a kill between the two renames of a replacement
   const names = readNames(runDir).filter((name) => /^checkpoint-(0|[1-9]\d*)$/.test(name) && isFolder(join(runDir, name)));
   return names.map((name) => Number(name.slice("checkpoint-".length))).sort((a, b) => a - b);
 }
 
-/** Deletes what killed saves and deletions left, and puts a checkpoint back whose replacement did not get into place. */
+/** Deletes what killed saves and deletions left, half-written files of the run's folder too, and puts a checkpoint back whose replacement did not get into place. */
 function clearLeftovers(runDir: string, kinds = ["tmp", "old", "del"]): void {
   for (const name of readNames(runDir)) {
+    const writer = temporaryWriter(name);
+    if (writer !== undefined && kinds.includes("tmp") && !isOtherProcess(writer)) rmSync(join(runDir, name), { force: true });
     const [, target, kind, pid] = hiddenName.exec(name) ?? [];
     if (target === undefined || !kinds.includes(kind) || isOtherProcess(Number(pid))) continue;
     if (kind === "old" && !existsSync(join(runDir, target))) renameSync(join(runDir, name), join(runDir, target));
@@ -285,6 +289,17 @@ function isOtherProcess(pid: number): boolean {
     return true;
   } catch (error) {
     return (error as NodeJS.ErrnoException).code === "EPERM";
+  }
+}
+
+/** Deletes checkpoints of a run. @throws FileError */
+export function deleteCheckpoints(runDir: string, steps: readonly number[]): void {
+  for (const step of steps) {
+    try {
+      remove(runDir, `checkpoint-${step}`);
+    } catch (error) {
+      throw fileError("deleteCheckpoints", join(runDir, `checkpoint-${step}`), "delete", error);
+    }
   }
 }
 

@@ -2,9 +2,20 @@
 
 import { readFileSync } from "node:fs";
 import { z } from "zod";
-import { ConfigError, FileError } from "../core/errors.js";
+import { ConfigError, FileError, expectation } from "../core/errors.js";
+import { didYouMean, nearest } from "../core/suggest.js";
+import { fileError } from "./atomic.js";
 
-const positive = z.number().int().min(1);
+/** Widths and lanes: far above what fits into memory, far below where array lengths overflow. */
+const size = z.number().int().min(1).max(65_536);
+/** Counts of steps: the optimiser keeps them in 32-bit integers. */
+const steps = z
+  .number()
+  .int()
+  .min(1)
+  .max(2 ** 31 - 1);
+/** Rows of one batch, so that its arrays stay within 16 MiB each. */
+const MAX_ROWS = 2 ** 22;
 
 /** snake_case, as in config.json. Every default carries its reason. */
 export const trainConfigSchema = z.strictObject({
@@ -17,17 +28,22 @@ export const trainConfigSchema = z.strictObject({
   /** A closed vocabulary, one word a line; otherwise words are counted, or subwords trained. */
   vocab: z.string().min(1).optional(),
   tokenizer: z.enum(["bpe", "words"]).default("bpe"),
-  vocab_size: z.number().int().min(2).default(8192),
+  vocab_size: z
+    .number()
+    .int()
+    .min(3)
+    .max(2 ** 24 - 1)
+    .default(8192),
   /** The end-of-sentence symbol of a word vocabulary. */
   eos: z.string().min(1).default("</s>"),
 
   /** The paper's names (Table 7). */
-  model: z.string().default("MoE-32"),
+  model: z.string().min(1).default("MoE-32"),
   /** The paper has 512; 128 trains in minutes on two cores. */
-  hidden_size: positive.default(128),
-  expert_hidden_size: positive.optional(),
-  lstm_size: positive.optional(),
-  top_k: positive.default(4),
+  hidden_size: size.default(128),
+  expert_hidden_size: size.optional(),
+  lstm_size: size.optional(),
+  top_k: size.default(4),
   importance_weight: z.number().min(0).default(0.1),
   load_weight: z.number().min(0).default(0.1),
   dropout: z.number().min(0).max(0.99).default(0.1),
@@ -35,9 +51,9 @@ export const trainConfigSchema = z.strictObject({
   residual: z.boolean().default(true),
   init_scale: z.number().positive().optional(),
 
-  batch_size: positive.default(32),
-  time_steps: positive.default(32),
-  max_steps: positive.default(2000),
+  batch_size: size.default(32),
+  time_steps: size.default(32),
+  max_steps: steps.default(2000),
   /** Adam: Kingma & Ba 2015. SGD for Zaremba et al. 2014. */
   optimizer: z.enum(["adam", "sgd"]).default("adam"),
   beta1: z.number().min(0).max(0.999999).default(0.9),
@@ -46,55 +62,178 @@ export const trainConfigSchema = z.strictObject({
   factored_experts: z.boolean().default(false),
   learning_rate: z.number().positive().default(3e-3),
   schedule: z.enum(["inverse-sqrt", "constant", "step"]).default("inverse-sqrt"),
-  warmup_steps: positive.default(200),
-  decay_hold_steps: z.number().int().min(0).default(0),
-  decay_every_steps: positive.default(1000),
+  /** 200, and in runs of fewer than 2000 steps a tenth of them, so that a short trial leaves the warm-up. */
+  warmup_steps: steps.optional(),
+  decay_hold_steps: z
+    .number()
+    .int()
+    .min(0)
+    .max(2 ** 31 - 1)
+    .default(0),
+  decay_every_steps: steps.default(1000),
   decay_factor: z.number().min(0).max(1).default(0.5),
   max_grad_norm: z.number().positive().optional(),
   /** Classes of the sampled softmax in training; 0: the exact softmax. */
-  sampled_softmax: z.number().int().min(0).default(0),
+  sampled_softmax: z
+    .number()
+    .int()
+    .min(0)
+    .max(2 ** 24 - 1)
+    .default(0),
 
   seed: z.number().int().min(0).max(Number.MAX_SAFE_INTEGER).default(0),
   output_dir: z.string().min(1).default("runs/train"),
-  eval_steps: positive.default(500),
-  save_steps: positive.default(500),
-  save_total_limit: positive.default(2),
-  logging_steps: positive.default(10),
+  eval_steps: steps.default(500),
+  save_steps: steps.default(500),
+  save_total_limit: steps.default(2),
+  logging_steps: steps.default(10),
 });
 
-export type TrainConfig = z.infer<typeof trainConfigSchema>;
+export type TrainConfig = z.infer<typeof trainConfigSchema> & { warmup_steps: number };
 
-/** snake_case → kebab-case flag, and back. */
-export const flagOf = (key: string): string => `--${key.replaceAll("_", "-")}`;
-
-/**
- * Merges flags over environment (SPARSEGATE_TRAIN_<KEY>) over file, fills in the defaults and checks everything.
- * @throws ConfigError listing every value that cannot be used, by its name
- */
-export function resolveConfig({ file, env, flags }: { file?: string | undefined; env: NodeJS.ProcessEnv; flags: Record<string, unknown> }): TrainConfig {
-  const fromEnv: Record<string, unknown> = {};
-  for (const key of Object.keys(trainConfigSchema.shape)) {
-    const value = env[`SPARSEGATE_TRAIN_${key.toUpperCase()}`];
-    if (value !== undefined) fromEnv[key] = parseScalar(value);
-  }
-  return checkConfig({ ...(file === undefined ? {} : readConfigFile(file)), ...fromEnv, ...flags }, file ?? "the flags");
+/** What the schema says of a field, for messages and for reading text. */
+interface Field {
+  type: "string" | "integer" | "number" | "boolean";
+  enum?: readonly string[];
+  minimum?: number;
+  exclusiveMinimum?: number;
+  maximum?: number;
 }
 
-/** @throws ConfigError */
-export function checkConfig(values: unknown, where: string): TrainConfig {
-  const parsed = trainConfigSchema.safeParse(values);
-  if (!parsed.success) {
-    const lines = parsed.error.issues.map((issue) => {
-      const key = String(issue.path[0] ?? "");
-      if (issue.code === "unrecognized_keys") return `unknown ${issue.keys.map((k) => JSON.stringify(k)).join(", ")}`;
-      const given = (values as Record<string, unknown>)[key];
-      return given === undefined ? `${key} (${flagOf(key)}) is needed` : `${key} (${flagOf(key)}): ${issue.message}, got ${JSON.stringify(given)}`;
-    });
-    throw new ConfigError(`Configuration from ${where}: ${lines.join("; ")}.`);
+const FIELDS = new Map(Object.entries(z.toJSONSchema(trainConfigSchema, { io: "input" }).properties ?? {}) as [string, Field][]);
+
+/** snake_case → kebab-case flag. */
+export const flagOf = (key: string): string => `--${key.replaceAll("_", "-")}`;
+
+const ENV_PREFIX = "SPARSEGATE_TRAIN_";
+const envOf = (key: string): string => ENV_PREFIX + key.toUpperCase();
+
+/** Where values come from. Text of flags and environment is read as the type its field has. */
+export interface Sources {
+  /** A JSON file. */
+  file?: string | undefined;
+  env?: NodeJS.ProcessEnv;
+  /** By key; undefined where a flag was not given. */
+  flags?: Record<string, unknown>;
+  /** What counts below all of these, in place of the defaults: the configuration of the run that is resumed. */
+  base?: { values: Record<string, unknown>; where: string } | undefined;
+}
+
+/** Values that were set, and by key the place that each came from, as messages name it. */
+export interface Settings {
+  values: Record<string, unknown>;
+  origins: Map<string, string>;
+}
+
+/**
+ * Flags over environment (SPARSEGATE_TRAIN_<KEY>) over file over `base`, not checked yet.
+ * @throws ConfigError for a SPARSEGATE_TRAIN_ variable of no option; FileError for a file that is no JSON object
+ */
+export function mergeSources({ file, env = {}, flags = {}, base }: Sources): Settings {
+  // Without a prototype, so that a key __proto__ is a key, and an unknown one.
+  const settings: Settings = { values: Object.create(null) as Record<string, unknown>, origins: new Map() };
+  const set = (key: string, value: unknown, origin: string): void => {
+    if (value === undefined) return;
+    settings.values[key] = typeof value === "string" && origin !== file && origin !== base?.where ? fromText(key, value) : value;
+    settings.origins.set(key, origin);
+  };
+  for (const [key, value] of Object.entries(base?.values ?? {})) set(key, value, base!.where);
+  if (file !== undefined) for (const [key, value] of Object.entries(readConfigFile(file))) set(key, value, file);
+  for (const [name, value] of Object.entries(env)) {
+    if (!name.startsWith(ENV_PREFIX)) continue;
+    const key = name.slice(ENV_PREFIX.length).toLowerCase();
+    if (!FIELDS.has(key)) {
+      const near = nearest(key, FIELDS.keys());
+      throw new ConfigError(
+        expectation(
+          "environment",
+          `${ENV_PREFIX}<OPTION of train>`,
+          name,
+          near === undefined ? "" : `Did you mean ${envOf(near)}?`,
+        ),
+      );
+    }
+    set(key, value, name);
   }
+  for (const [key, value] of Object.entries(flags)) set(key, value, flagOf(key));
+  return settings;
+}
+
+/**
+ * Merges, fills in the defaults and checks everything.
+ * @throws ConfigError with a line for every value that cannot be used, naming where it came from; FileError as from `mergeSources`
+ */
+export function resolveConfig(sources: Sources): TrainConfig {
+  const { values, origins } = mergeSources(sources);
+  return check(values, (key) => origins.get(key) ?? flagOf(key));
+}
+
+/** Checks values that all come from one place. @throws ConfigError as `resolveConfig` */
+export function checkConfig(values: Record<string, unknown>, where: string): TrainConfig {
+  return check(values, () => where);
+}
+
+function check(values: Record<string, unknown>, originOf: (key: string) => string): TrainConfig {
+  const parsed = trainConfigSchema.safeParse(values);
+  if (!parsed.success)
+    throw new ConfigError([...new Set(parsed.error.issues.flatMap((issue) => explain(issue, values, originOf)))].join("\n"));
   const config = parsed.data;
-  if (config.warmup_steps > config.max_steps * 10) throw new ConfigError(`Configuration from ${where}: warmup_steps ${config.warmup_steps} is far beyond max_steps ${config.max_steps}.`);
-  return config;
+  const rows = config.batch_size * config.time_steps;
+  if (rows > MAX_ROWS) {
+    throw new ConfigError(
+      expectation(
+        "batch_size × time_steps (--batch-size, --time-steps)",
+        `at most ${MAX_ROWS} tokens in a batch`,
+        rows,
+        "Lower one of them.",
+      ),
+    );
+  }
+  if (config.vocab === undefined && config.tokenizer === "bpe" && config.vocab_size < 257) {
+    const hint = "Take more, or --tokenizer words.";
+    throw new ConfigError(
+      message(
+        "vocab_size",
+        originOf("vocab_size"),
+        "at least 257 (the 256 bytes and </s>) for --tokenizer bpe",
+        config.vocab_size,
+        hint,
+      ),
+    );
+  }
+  const warmup_steps = config.warmup_steps ?? Math.max(1, Math.min(200, Math.floor(config.max_steps / 10)));
+  const complete: Record<string, unknown> = { ...config, warmup_steps };
+  // In the order of the schema, so that config.json does not depend on which values were given.
+  return Object.fromEntries(
+    [...FIELDS.keys()].filter((key) => complete[key] !== undefined).map((key) => [key, complete[key]]),
+  ) as TrainConfig;
+}
+
+function explain(issue: z.core.$ZodIssue, values: Record<string, unknown>, originOf: (key: string) => string): string[] {
+  if (issue.code === "unrecognized_keys") {
+    return issue.keys.map((key) =>
+      expectation(originOf(key), "the name of an option of train", key, didYouMean(key, FIELDS.keys())),
+    );
+  }
+  const key = String(issue.path[0]);
+  if (values[key] === undefined) return [`train: expected ${key} (${flagOf(key)}), got nothing. Name a text file, plain or .gz.`];
+  return [message(key, originOf(key), describe(FIELDS.get(key)!), values[key])];
+}
+
+/** `--hidden-size: expected …` where a flag or variable names the key already, else `c.json: expected hidden_size to be …`. */
+function message(key: string, origin: string, expected: string, actual: unknown, hint = ""): string {
+  const named = origin === flagOf(key) || origin === envOf(key);
+  return expectation(origin, named ? expected : `${key} (${flagOf(key)}) to be ${expected}`, actual, hint);
+}
+
+/** "an integer from 1 to 65536". */
+function describe({ type, enum: choices, minimum, exclusiveMinimum, maximum }: Field): string {
+  if (choices) return `one of ${choices.join(", ")}`;
+  if (type === "boolean") return "true or false";
+  if (type === "string") return "text that is not empty";
+  const noun = type === "integer" ? "an integer" : "a number";
+  if (exclusiveMinimum !== undefined) return `${noun} above ${exclusiveMinimum}`;
+  return maximum === undefined ? `${noun} of at least ${minimum}` : `${noun} from ${minimum} to ${maximum}`;
 }
 
 function readConfigFile(path: string): Record<string, unknown> {
@@ -102,20 +241,26 @@ function readConfigFile(path: string): Record<string, unknown> {
   try {
     text = readFileSync(path, "utf8");
   } catch (error) {
-    throw new FileError(`--config: cannot read ${path} (${(error as NodeJS.ErrnoException).code}).`);
+    throw fileError("--config", path, "read", error);
   }
+  let value: unknown;
   try {
-    const value: unknown = JSON.parse(text);
-    if (typeof value === "object" && value !== null && !Array.isArray(value)) return value as Record<string, unknown>;
+    value = JSON.parse(text);
   } catch (error) {
-    throw new FileError(`--config: ${path} is not JSON: ${(error as Error).message}.`);
+    throw new FileError(
+      expectation(`--config ${path}`, "JSON", (error as Error).message, 'Like { "train": "text.txt", "hidden_size": 256 }.'),
+    );
   }
-  throw new FileError(`--config: expected ${path} to hold a JSON object.`);
+  if (typeof value === "object" && value !== null && !Array.isArray(value)) return value as Record<string, unknown>;
+  throw new FileError(
+    expectation(`--config ${path}`, "a JSON object", value, 'Like { "train": "text.txt", "hidden_size": 256 }.'),
+  );
 }
 
-/** Numbers and booleans out of flag and environment text; everything else stays text. */
-export function parseScalar(value: string): unknown {
-  if (value === "true") return true;
-  if (value === "false") return false;
-  return value.trim() !== "" && Number.isFinite(Number(value)) ? Number(value) : value;
+/** A number or boolean where the field is one and the text reads as one; else the text, for the check to complain of. */
+function fromText(key: string, text: string): unknown {
+  const type = FIELDS.get(key)?.type;
+  if (type === "boolean" && (text === "true" || text === "false")) return text === "true";
+  if ((type === "integer" || type === "number") && text.trim() !== "" && !Number.isNaN(Number(text))) return Number(text);
+  return text;
 }

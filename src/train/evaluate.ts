@@ -57,31 +57,50 @@ export interface EvaluateOptions {
   carryState?: boolean;
 }
 
-export function evaluate(model: LanguageModel, batches: Iterable<Batch>, { onRouted, carryState = true }: EvaluateOptions = {}): Evaluation {
+/** The whole evaluation at once. @throws NonFiniteError naming the layer */
+export function evaluate(model: LanguageModel, batches: Iterable<Batch>, options: EvaluateOptions = {}): Evaluation {
+  const steps = evaluationSteps(model, batches, options);
+  for (;;) {
+    const { done, value } = steps.next();
+    if (done) return value;
+  }
+}
+
+/**
+ * An evaluation that rests after each batch, so that signals can come in and it can be given up (by `return`).
+ * @throws NonFiniteError naming the layer
+ */
+export function* evaluationSteps(model: LanguageModel, batches: Iterable<Batch>, { onRouted, carryState = true }: EvaluateOptions = {}): Generator<void, Evaluation> {
   let [total, tokens] = [0, 0];
   let states: LstmState[] | undefined;
   const E = model.moe?.numExperts ?? 0;
   const importance = new Float64Array(E);
   const load = new Float64Array(E);
-  noGrad(() => {
-    for (const batch of batches) {
-      scope(() => {
-        const out = model.forward(batchTensors(batch), EVALUATION, states);
-        total += out.loss.item() * batch.tokens;
-        tokens += batch.tokens;
-        if (out.moe) {
-          addTo(importance, out.moe.importance.dataSync());
-          addTo(load, out.moe.load.dataSync());
-          if (onRouted) {
-            const experts = out.moe.experts.dataSync() as Int32Array;
-            onRouted({ batch, experts, gates: out.moe.gates.dataSync(), topK: out.moe.experts.shape[1]! });
-          }
-        }
-        if (carryState) states = carryStates(states, out.states);
-      });
+  const one = (batch: Batch): void => {
+    const tensors = batchTensors(batch);
+    const out = model.forward(tensors, EVALUATION, states);
+    const loss = out.loss.item();
+    if (!Number.isFinite(loss)) throw model.explainNonFinite("Evaluation", loss, tensors, EVALUATION, states);
+    total += loss * batch.tokens;
+    tokens += batch.tokens;
+    if (out.moe) {
+      addTo(importance, out.moe.importance.dataSync());
+      addTo(load, out.moe.load.dataSync());
+      if (onRouted) {
+        const experts = out.moe.experts.dataSync() as Int32Array;
+        onRouted({ batch, experts, gates: out.moe.gates.dataSync(), topK: out.moe.experts.shape[1]! });
+      }
     }
-  });
-  carryStates(states, []);
+    if (carryState) states = carryStates(states, out.states);
+  };
+  try {
+    for (const batch of batches) {
+      noGrad(() => scope(() => one(batch)));
+      yield;
+    }
+  } finally {
+    carryStates(states, []);
+  }
   const loss = tokens === 0 ? 0 : total / tokens;
   return { loss, perplexity: Math.exp(loss), tokens, ...(E > 0 ? { balance: balanceStatistics(importance, load), load } : {}) };
 }

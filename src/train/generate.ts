@@ -27,13 +27,21 @@ export interface GenerateOptions {
   onText?: (text: string) => void;
 }
 
+/** Fills in the defaults. @throws ConfigError for a value that cannot be used */
+export function checkGenerateOptions(options: GenerateOptions): Required<Omit<GenerateOptions, "onText">> {
+  const { maxTokens = 100, temperature = 1, topK = 0, topP = 1, seed = 0 } = options;
+  checkInteger("generate", "maxTokens (--max-tokens)", maxTokens, { min: 1 });
+  checkNumber("generate", "temperature (--temperature)", temperature, { min: 0 });
+  checkInteger("generate", "topK (--top-k)", topK, { min: 0 });
+  checkNumber("generate", "topP (--top-p)", topP, { min: 0, max: 1 });
+  checkInteger("generate", "seed (--seed)", seed, { min: 0, max: Number.MAX_SAFE_INTEGER });
+  return { maxTokens, temperature, topK, topP, seed };
+}
+
 /** Continues `prompt` until the end of the sentence or `maxTokens`. @returns prompt and continuation */
 export function generate(model: LanguageModel, tokenizer: Tokenizer, prompt: string, options: GenerateOptions = {}): string {
-  const { maxTokens = 100, temperature = 1, topK = 0, topP = 1, seed = 0, onText } = options;
-  checkInteger("generate", "maxTokens", maxTokens, { min: 1 });
-  checkNumber("generate", "temperature", temperature, { min: 0 });
-  checkInteger("generate", "topK", topK, { min: 0 });
-  checkNumber("generate", "topP", topP, { min: 0, max: 1 });
+  const { maxTokens, temperature, topK, topP, seed } = checkGenerateOptions(options);
+  const { onText } = options;
   if (model.config.vocabSize !== tokenizer.vocabSize) {
     throw new ConfigError(`generate: expected a tokenizer of ${model.config.vocabSize} tokens (the model's vocabulary), got ${tokenizer.vocabSize}.`);
   }
@@ -65,6 +73,8 @@ export function generate(model: LanguageModel, tokenizer: Tokenizer, prompt: str
           shown = text.length;
         }
       }
+      const rest = tokenizer.decode(ids).slice(shown);
+      if (onText && rest !== "") onText(rest);
     } finally {
       carryStates(states, []);
       weight.dispose();

@@ -25,13 +25,15 @@ export class MetricsWriter {
    * @param path the file, such as `metrics.jsonl`; folders above are created
    * @param options.resumeStep keep the file's records up to this step and drop later ones, which the resumed run will write again.
    *   @default start an empty file
+   * @param options.redo tags that will be written again for `resumeStep` itself: its records with one of them are dropped as well
    * @throws FileError when the file cannot be written, or is damaged
    */
   constructor(
     readonly path: string,
-    { resumeStep }: { resumeStep?: number } = {},
+    { resumeStep, redo = [] }: { resumeStep?: number; redo?: readonly string[] } = {},
   ) {
-    const kept = resumeStep === undefined || !existsSync(path) ? [] : readMetrics(path).filter(({ step }) => step <= resumeStep);
+    const before = resumeStep === undefined || !existsSync(path) ? [] : readMetrics(path);
+    const kept = before.filter((record) => record.step < resumeStep! || (record.step === resumeStep && !redo.some((tag) => Object.hasOwn(record, tag))));
     writeFileAtomic(path, kept.map((record) => `${JSON.stringify(record)}\n`).join(""));
     try {
       makeFolder(dirname(path));
@@ -87,7 +89,7 @@ export function readMetrics(path: string): MetricRecord[] {
     if (line === "") return;
     const record = parseRecord(line);
     if (record !== null) records.push(record);
-    else if (i < lines.length - 1) throw new FileError(expectation(`readMetrics ${path}`, `a record on line ${i + 1}`, line));
+    else if (i < lines.length - 1) throw new FileError(expectation(`readMetrics ${path}`, `a record on line ${i + 1}`, line, "Remove the line, or move the file away."));
   });
   return records;
 }

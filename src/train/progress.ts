@@ -68,6 +68,12 @@ export class Progress {
     }
   }
 
+  /** As `note`, but said even where progress is off: what the user has to know. */
+  announce(text: string): void {
+    if (this.enabled) this.note(text);
+    else this.stream.write(`${oneLine(text)}\n`);
+  }
+
   /**
    * Leaves a last line and a clean cursor behind; later calls do nothing.
    * @param text @default the last state given to update

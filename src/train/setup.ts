@@ -1,7 +1,6 @@
 /** From a configuration to data, model, optimiser and schedule. */
 
-import { ConfigError } from "../core/errors.js";
-import { computeCost, type LanguageModel, type LanguageModelConfig } from "../models/language-model.js";
+import type { LanguageModel, LanguageModelConfig } from "../models/language-model.js";
 import { presetMiddle } from "../models/presets.js";
 import { Adam, Sgd, type Optimizer } from "../optim/optimizers.js";
 import { constant, inverseSquareRoot, stepDecay, type Schedule } from "../optim/schedules.js";
@@ -82,18 +81,4 @@ export function makeSchedule(config: TrainConfig): Schedule {
   if (config.schedule === "constant") return constant(config.learning_rate);
   if (config.schedule === "inverse-sqrt") return inverseSquareRoot(config.learning_rate, config.warmup_steps);
   return stepDecay(config.learning_rate, { holdSteps: config.decay_hold_steps, everySteps: config.decay_every_steps, factor: config.decay_factor });
-}
-
-/** What a run will need, without training: for --dry-run. */
-export function planRun(config: TrainConfig, vocabSize: number): { parameters: number; moeParameters: number; opsPerTimestep: number; bytes: number } {
-  if (config.sampled_softmax > vocabSize) throw new ConfigError(`sampled_softmax (--sampled-softmax): expected at most the vocabulary's ${vocabSize} entries, got ${config.sampled_softmax}.`);
-  const model = modelConfig(config, vocabSize);
-  const { opsPerTimestep, parameters: inner } = computeCost(model);
-  const parameters = inner + 2 * vocabSize * config.hidden_size + vocabSize;
-  const expert = model.middle.kind === "moe" ? model.middle.numExperts * 2 * config.hidden_size * model.middle.expertHiddenSize : 0;
-  const perScalar = config.optimizer === "sgd" ? 8 : config.beta1 === 0 ? 12 : 16;
-  const expertBytes = config.factored_experts ? 8 : perScalar;
-  const rows = config.batch_size * config.time_steps;
-  const activations = 4 * rows * config.hidden_size * 40 + 4 * Math.min(rows * vocabSize, 8 * 2 ** 20);
-  return { parameters, moeParameters: expert, opsPerTimestep, bytes: (parameters - expert) * perScalar + expert * expertBytes + activations };
 }

@@ -52,10 +52,10 @@ export function trainStep(training: TrainingState, batch: Batch, { seed, learnin
     const out = model.forward(tensors, context, training.states, candidates);
     const loss = out.loss.item();
     const auxLoss = out.auxLoss?.item() ?? 0;
-    if (!Number.isFinite(loss + auxLoss)) throw model.explainNonFinite(tensors.inputs, context, training.states, tensors.resets);
-    backward(out.auxLoss ? add(out.loss, out.auxLoss) : out.loss);
+    if (!Number.isFinite(loss + auxLoss)) throw model.explainNonFinite(`Step ${optimizer.steps + 1}`, loss + auxLoss, tensors, context, training.states);
     const result: StepResult = { loss, auxLoss, gradNorm: 0, tokens: batch.tokens };
     try {
+      backward(out.auxLoss ? add(out.loss, out.auxLoss) : out.loss);
       const { norm, scale } = clipScale(model.parameters(), maxGradNorm);
       result.gradNorm = norm;
       optimizer.step(learningRate, scale);

@@ -1,20 +1,22 @@
 /** The training loop: steps, evaluation, metrics, checkpoints; interrupted without loss and resumed bit for bit. */
 
-import { join } from "node:path";
-import { ConfigError, FileError } from "../core/errors.js";
+import { join, resolve } from "node:path";
+import { ConfigError, FileError, NonFiniteError, expectation } from "../core/errors.js";
 import { LanguageModel } from "../models/language-model.js";
 import type { Optimizer } from "../optim/optimizers.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { keep } from "../tensor/scope.js";
-import { empty, sameShape, type Tensor } from "../tensor/tensor.js";
+import { empty, type Tensor } from "../tensor/tensor.js";
 import { BatchStream, evaluationBatches } from "../text/batches.js";
-import { loadTokenizer } from "../text/load.js";
-import { latestCheckpoint, loadCheckpoint, saveCheckpoint, type Checkpoint } from "./checkpoint.js";
-import { checkConfig, type TrainConfig } from "./config.js";
-import { carryStates, evaluate, type EvaluateOptions, type Evaluation } from "./evaluate.js";
+import { writeFileAtomic } from "./atomic.js";
+import { checkpointSteps, deleteCheckpoints, saveCheckpoint, type Checkpoint } from "./checkpoint.js";
+import type { TrainConfig } from "./config.js";
+import { carryStates, evaluate, evaluationSteps, type EvaluateOptions, type Evaluation } from "./evaluate.js";
 import { MetricsWriter } from "./metrics.js";
+import { checkMemory } from "./plan.js";
 import { Progress } from "./progress.js";
-import type { StoredTensor } from "./safetensors.js";
+import { checkSameModel, fillTensors, openCheckpoint, runFolder, stored, tokenizerOf } from "./restore.js";
+import { crc32 } from "./safetensors.js";
 import { makeDatasets, makeOptimizer, makeSchedule, modelConfig, type Corpora, type Datasets } from "./setup.js";
 import { trainStep, type StepResult, type TrainingState } from "./step.js";
 import { TensorBoardWriter } from "./tensorboard.js";
@@ -22,6 +24,8 @@ import { TensorBoardWriter } from "./tensorboard.js";
 export interface TrainOptions {
   /** A checkpoint folder, or the run's folder for its latest; undefined starts anew. */
   resume?: string | undefined;
+  /** Discard checkpoints that are in the way: an earlier run's, or those after the one resumed from. Without it they are an error. */
+  overwrite?: boolean;
   progress?: Progress;
   /** Aborted: the step at hand is finished, a checkpoint written, and `train` returns. */
   signal?: AbortSignal;
@@ -36,88 +40,89 @@ export interface TrainResult {
   model: LanguageModel;
   datasets: Datasets;
   steps: number;
-  /** True when every step was taken, false after an interruption. */
+  /** True when every step was taken and every text evaluated, false after an interruption. */
   finished: boolean;
   tokensPerSecond: number;
+  /** Of the last evaluation; that of a finished run is of its end. */
   valid?: Evaluation;
   test?: Evaluation;
   peakBytes: number;
 }
 
+/** Texts that are evaluated: the one every `eval_steps` and at the end, the other at the end alone. */
+type Part = "valid" | "test";
+const TAGS = { valid: "eval", test: "test" } as const;
+
 /** @throws ConfigError, FileError, NonFiniteError (the last good checkpoint stays) */
 export async function train(config: TrainConfig, corpora: Corpora, options: TrainOptions = {}): Promise<TrainResult> {
-  const checkpoint = options.resume === undefined ? undefined : openCheckpoint(options.resume);
+  const checkpoint = options.resume === undefined ? undefined : openCheckpoint("--resume", options.resume);
   if (checkpoint) checkSameModel(config, checkpoint);
   return trainOn(config, makeDatasets(config, corpora, checkpoint && tokenizerOf(checkpoint)), options, checkpoint);
 }
 
 /** `train` on text that is tokenised already. */
-export async function trainOn(config: TrainConfig, datasets: Datasets, options: TrainOptions = {}, checkpoint?: Checkpoint): Promise<TrainResult> {
-  if (config.sampled_softmax > datasets.tokenizer.vocabSize) {
-    throw new ConfigError(`sampled_softmax (--sampled-softmax): expected at most the vocabulary's ${datasets.tokenizer.vocabSize} entries, got ${config.sampled_softmax}.`);
-  }
+export async function trainOn(
+  config: TrainConfig,
+  datasets: Datasets,
+  options: TrainOptions = {},
+  checkpoint?: Checkpoint,
+): Promise<TrainResult> {
+  checkMemory(config, datasets.tokenizer.vocabSize);
+  const inTheWay = options.ephemeral ? [] : checkpointsInTheWay(config, options, checkpoint);
   const model = new LanguageModel(modelConfig(config, datasets.tokenizer.vocabSize));
   const optimizer = makeOptimizer(config, model);
   const run = new Run(config, model, optimizer, datasets, options);
   if (checkpoint) run.restore(checkpoint);
+  if (!options.ephemeral) {
+    // Only now, when nothing can be wrong with the request any more, is anything touched.
+    deleteCheckpoints(config.output_dir, inTheWay);
+    writeFileAtomic(join(config.output_dir, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
+  }
   return run.go();
 }
 
-/** The checkpoint at a path: a checkpoint folder itself, or the latest of a run. */
-export function openCheckpoint(path: string): Checkpoint {
-  const latest = /checkpoint-\d+\/?$/.test(path) ? path : latestCheckpoint(path);
-  if (latest === null) throw new FileError(`--resume: expected a checkpoint in ${path}, found none. Start without --resume, or name the folder checkpoint-<step>.`);
-  return loadCheckpoint(latest);
-}
-
-export function tokenizerOf(checkpoint: Checkpoint): ReturnType<typeof loadTokenizer> {
-  for (const name of ["tokenizer.json", "vocab.txt"]) {
-    const text = checkpoint.files.get(name);
-    const eos = checkpoint.config["eos"];
-    if (text !== undefined) return loadTokenizer(name, text, typeof eos === "string" && name === "vocab.txt" ? { eos } : {});
-  }
-  throw new FileError(`${checkpoint.path}: expected tokenizer.json or vocab.txt, found neither.`);
-}
-
-/** A trained model from its checkpoint, for evaluation and generation. */
-export function loadModel(checkpoint: Checkpoint): { model: LanguageModel; config: TrainConfig; tokenizer: ReturnType<typeof loadTokenizer> } {
-  const config = checkConfig(checkpoint.config, join(checkpoint.path, "config.json"));
-  const tokenizer = tokenizerOf(checkpoint);
-  const model = new LanguageModel(modelConfig(config, tokenizer.vocabSize));
-  fillTensors(checkpoint, checkpoint.model, model.namedParameters());
-  return { model, config, tokenizer };
-}
-
-/** Fields that shape the model or the course of training: they must not change on resuming. */
-const FIXED = ["train", "text_mode", "model", "hidden_size", "expert_hidden_size", "lstm_size", "top_k", "batch_size", "time_steps", "optimizer", "beta1", "factored_experts", "seed"] as const;
-
-function checkSameModel(config: TrainConfig, checkpoint: Checkpoint): void {
-  for (const key of FIXED) {
-    const [now, then] = [config[key], checkpoint.config[key]];
-    if (now !== then) throw new ConfigError(`--resume: expected ${key} ${JSON.stringify(then)} as in ${checkpoint.path}, got ${JSON.stringify(now)}. Start a new run for another model.`);
-  }
-}
-
-/** Fills parameters or optimiser state from a checkpoint. @throws FileError naming what is missing or of another shape */
-function fillTensors(checkpoint: Checkpoint, files: Checkpoint["model"], tensors: ReadonlyMap<string, Tensor>): void {
-  for (const [name, tensor] of tensors) {
-    if (!files.has(name)) throw new FileError(`${checkpoint.path}: expected a tensor ${name}, found none. Is it of another model?`);
-    const { shape } = files.info(name);
-    if (!sameShape(shape, tensor.shape)) throw new FileError(`${checkpoint.path}: expected ${name} of shape [${tensor.shape.join(", ")}], got [${shape.join(", ")}].`);
-    tensor.backend.write(tensor.buffer, files.read(name));
-  }
-}
-
-function stored(name: string, tensor: Tensor): StoredTensor {
-  const dtype = tensor.dtype === "int32" ? "I32" : "F32";
-  return { name, shape: tensor.shape, dtype, data: () => (dtype === "I32" ? (tensor.dataSync() as Int32Array) : Float32Array.from(tensor.dataSync())) };
+/**
+ * Steps of checkpoints in --output-dir that are none of this run's past: of an earlier run, or after the one resumed from. Left there, the next --resume
+ * would go on from them, and they would not fit the metrics.
+ * @throws ConfigError where there are some and `overwrite` is not set
+ */
+export function checkpointsInTheWay(config: TrainConfig, { overwrite = false }: TrainOptions, checkpoint?: Checkpoint): number[] {
+  const sameRun = checkpoint !== undefined && resolve(runFolder(checkpoint)) === resolve(config.output_dir);
+  const steps = checkpointSteps(config.output_dir).filter((step) => !sameRun || step > checkpoint.step);
+  if (steps.length === 0 || overwrite) return steps;
+  const found = `checkpoint-${steps.at(-1)}`;
+  if (sameRun)
+    throw new ConfigError(
+      expectation(
+        "--resume",
+        `the last checkpoint of ${config.output_dir}`,
+        checkpoint.path,
+        `Add --overwrite to go back to it and discard ${found}, or give another --output-dir.`,
+      ),
+    );
+  throw new ConfigError(
+    expectation(
+      "--output-dir",
+      `a folder without checkpoints, as for a new run`,
+      `${config.output_dir} with ${found}`,
+      "Add --resume to go on from it, --overwrite to discard it, or give another --output-dir.",
+    ),
+  );
 }
 
 class Run {
   readonly #training: TrainingState;
   readonly #stream: BatchStream;
   readonly #progress: Progress;
+  /** Of the training tokens, so that a run is not resumed on another text. */
+  readonly #corpus: number;
   #resumedAt: number | undefined;
+  #savedAt = -1;
+  /** Sum of the losses, and tokens, since the last record of metrics. Saved: a checkpoint may fall between two records. */
+  #interval = { loss: 0, tokens: 0 };
+  /** Evaluations of this step still to be made. Saved: an interruption may give them up. */
+  #due: Part[] = [];
+  readonly #evaluations: { [part in Part]?: Evaluation } = {};
 
   constructor(
     readonly config: TrainConfig,
@@ -127,33 +132,74 @@ class Run {
     readonly options: TrainOptions,
   ) {
     this.#training = { model, optimizer, states: undefined };
-    this.#stream = new BatchStream(datasets.train, { batchSize: config.batch_size, timeSteps: config.time_steps, mode: config.text_mode, seed: config.seed });
+    this.#stream = new BatchStream(datasets.train, {
+      batchSize: config.batch_size,
+      timeSteps: config.time_steps,
+      mode: config.text_mode,
+      seed: config.seed,
+    });
     this.#progress = options.progress ?? new Progress({ enabled: false });
+    const { buffer, byteOffset, byteLength } = datasets.train.tokens;
+    this.#corpus = crc32(new Uint8Array(buffer, byteOffset, byteLength));
   }
 
+  /** @throws FileError for a checkpoint that is damaged or lacks something; ConfigError for one of another text */
   restore(checkpoint: Checkpoint): void {
+    const { data, corpus, interval, due } = checkpoint.state;
+    if (!checkpoint.optimizer || [data, corpus, interval, due].includes(undefined)) {
+      throw new FileError(
+        expectation(
+          checkpoint.path,
+          "the optimiser's state and the position in the text",
+          "none",
+          "It was saved for use, not for resuming.",
+        ),
+      );
+    }
+    if (corpus !== this.#corpus) {
+      throw new ConfigError(
+        expectation(
+          "--resume",
+          `the text that ${checkpoint.path} was trained on`,
+          this.config.train,
+          "Its tokens differ: name the first run's --train, or start a new run.",
+        ),
+      );
+    }
     fillTensors(checkpoint, checkpoint.model, this.model.namedParameters());
-    if (!checkpoint.optimizer) throw new FileError(`${checkpoint.path}: expected the optimiser's state, found none. It was saved for use, not for resuming.`);
     fillTensors(checkpoint, checkpoint.optimizer, this.optimizer.prepare());
     this.optimizer.steps = checkpoint.step;
-    this.#resumedAt = checkpoint.step;
-    this.#stream.restore(checkpoint.state["data"] as ReturnType<BatchStream["state"]>);
+    this.#resumedAt = this.#savedAt = checkpoint.step;
+    this.#stream.restore(data as ReturnType<BatchStream["state"]>);
+    this.#interval = { ...(interval as { loss: number; tokens: number }) };
+    this.#due = (due as Part[]).filter((part) => this.datasets[part]);
     if (!checkpoint.optimizer.has("carry.0.h")) return;
-    this.#training.states = this.model.lstm.map((_, i) => {
-      const read = (part: "h" | "c"): Tensor => {
+    const carried = new Map<string, Tensor>();
+    const states = this.model.lstm.map((_, i) => {
+      const make = (part: "h" | "c"): Tensor => {
         const name = `carry.${i}.${part}`;
         const tensor = keep(empty(checkpoint.optimizer!.info(name).shape));
-        tensor.backend.write(tensor.buffer, checkpoint.optimizer!.read(name));
+        carried.set(name, tensor);
         return tensor;
       };
-      return { h: read("h"), c: read("c") };
+      return { h: make("h"), c: make("c") };
     });
+    fillTensors(checkpoint, checkpoint.optimizer, carried);
+    this.#training.states = states;
   }
 
-  save(): void {
-    if (this.options.ephemeral) return;
+  /** @throws FileError; NonFiniteError when a tensor holds NaN or an infinity. Checkpoints before stay. */
+  #save(): void {
+    if (!this.options.ephemeral) this.#write();
+    this.#savedAt = this.optimizer.steps;
+  }
+
+  #write(): void {
     const { config, model, optimizer, datasets } = this;
-    const carried = (this.#training.states ?? []).flatMap(({ h, c }, i) => [stored(`carry.${i}.h`, h), stored(`carry.${i}.c`, c)]);
+    const carried = (this.#training.states ?? []).flatMap(({ h, c }, i) => [
+      stored(`carry.${i}.h`, h),
+      stored(`carry.${i}.c`, c),
+    ]);
     const { file, text } = datasets.tokenizer.save();
     saveCheckpoint(
       config.output_dir,
@@ -162,7 +208,7 @@ class Run {
         config,
         model: [...model.namedParameters()].map(([name, p]) => stored(name, p)),
         optimizer: [...[...optimizer.prepare()].map(([name, t]) => stored(name, t)), ...carried],
-        state: { data: this.#stream.state(), seed: config.seed },
+        state: { data: this.#stream.state(), corpus: this.#corpus, interval: this.#interval, due: this.#due },
         files: new Map([[file, text]]),
       },
       { saveTotalLimit: config.save_total_limit },
@@ -171,58 +217,69 @@ class Run {
 
   async go(): Promise<TrainResult> {
     const { config, model, optimizer, options } = this;
-    const resume = this.#resumedAt === undefined ? {} : { resumeStep: this.#resumedAt };
+    const resume =
+      this.#resumedAt === undefined ? {} : { resumeStep: this.#resumedAt, redo: this.#due.map((part) => `${TAGS[part]}/loss`) };
     const metrics = options.ephemeral ? undefined : new MetricsWriter(join(config.output_dir, "metrics.jsonl"), resume);
-    const board = options.ephemeral ? undefined : new TensorBoardWriter(join(config.output_dir, "tensorboard"), resume);
+    // A run that begins anew in the folder of one that was killed early purges that one's curves.
+    const board = options.ephemeral
+      ? undefined
+      : new TensorBoardWriter(join(config.output_dir, "tensorboard"), { resumeStep: this.#resumedAt ?? 0 });
     const log = (values: Record<string, number>): void => {
       metrics?.write(optimizer.steps, values);
       board?.write(optimizer.steps, values);
     };
     const schedule = makeSchedule(config);
-    let [seconds, tokens, saved, lossSum, lossTokens] = [0, 0, this.#resumedAt ?? -1, 0, 0];
-    let valid: Evaluation | undefined;
+    let [seconds, tokens] = [0, 0];
+    const last = (): boolean => optimizer.steps >= config.max_steps;
     try {
-      while (optimizer.steps < config.max_steps && !options.signal?.aborted) {
+      // What an interruption left undone.
+      if (this.#due.length > 0 && (await this.#evaluateDue(log))) this.#save();
+      while (!last() && !options.signal?.aborted) {
         const begun = performance.now();
         const learningRate = schedule(optimizer.steps + 1);
-        const result = trainStep(this.#training, this.#stream.next(), { seed: config.seed, learningRate, maxGradNorm: config.max_grad_norm, sampledSoftmax: config.sampled_softmax });
+        const result = trainStep(this.#training, this.#stream.next(), {
+          seed: config.seed,
+          learningRate,
+          maxGradNorm: config.max_grad_norm,
+          sampledSoftmax: config.sampled_softmax,
+        });
         const took = (performance.now() - begun) / 1000;
         seconds += took;
         tokens += result.tokens;
-        lossSum += result.loss * result.tokens;
-        lossTokens += result.tokens;
+        this.#interval.loss += result.loss * result.tokens;
+        this.#interval.tokens += result.tokens;
         const { steps } = optimizer;
         options.onStep?.(steps, result);
-        this.#progress.update(() => `${config.model} step ${steps}/${config.max_steps}  loss ${result.loss.toFixed(3)}  ${Math.round(tokens / seconds).toLocaleString("en")} tokens/s`);
+        this.#progress.update(
+          () =>
+            `${config.model} step ${steps}/${config.max_steps}  loss ${result.loss.toFixed(3)}  ${Math.round(tokens / seconds).toLocaleString("en")} tokens/s`,
+        );
         if (steps % config.logging_steps === 0) {
-          log(stepMetrics(result, lossSum / lossTokens, learningRate, result.tokens / took));
-          [lossSum, lossTokens] = [0, 0];
+          log(stepMetrics(result, this.#interval.loss / this.#interval.tokens, learningRate, result.tokens / took));
+          this.#interval = { loss: 0, tokens: 0 };
         }
-        if (this.datasets.valid && steps % config.eval_steps === 0) {
-          valid = evaluateOn(model, this.datasets.valid, config);
-          log({ "eval/loss": valid.loss, "eval/perplexity": valid.perplexity });
-          options.onEvaluation?.(steps, valid);
-        }
-        if (steps % config.save_steps === 0) {
-          this.save();
-          saved = steps;
-        }
-        // Lets signals and timers in.
-        await new Promise((resolve) => setImmediate(resolve));
+        if (this.datasets.valid && (steps % config.eval_steps === 0 || last())) this.#due.push("valid");
+        if (this.datasets.test && last()) this.#due.push("test");
+        await turn();
+        await this.#evaluateDue(log);
+        // After the step's records, so that metrics up to a checkpoint's step are whole.
+        if (steps % config.save_steps === 0 || last()) this.#save();
       }
-      if (optimizer.steps !== saved) this.save();
-      const finished = optimizer.steps >= config.max_steps;
-      const test = finished && this.datasets.test ? evaluateOn(model, this.datasets.test, config) : undefined;
+      if (options.signal?.aborted) await turn(); // a second signal, if one came with the first, ends the process here
+      if (optimizer.steps !== this.#savedAt) this.#save();
+      const finished = last() && this.#due.length === 0;
       return {
         model,
         datasets: this.datasets,
         steps: optimizer.steps,
         finished,
         tokensPerSecond: seconds > 0 ? tokens / seconds : 0,
-        ...(valid ? { valid } : {}),
-        ...(test ? { test } : {}),
+        ...(finished ? this.#atTheEnd() : this.#evaluations),
         peakBytes: defaultBackend().memory().peak,
       };
+    } catch (error) {
+      if (error instanceof NonFiniteError && !options.ephemeral) error.message += this.#lastGood();
+      throw error;
     } finally {
       carryStates(this.#training.states, []);
       optimizer.dispose();
@@ -230,14 +287,68 @@ class Run {
       board?.close();
     }
   }
+
+  /** @returns whether all are made; false after an abort, the rest still due */
+  async #evaluateDue(log: (values: Record<string, number>) => void): Promise<boolean> {
+    for (const part of this.#due) {
+      const steps = evaluationSteps(this.model, batchesOf(this.datasets[part]!, this.config));
+      let state = steps.next();
+      while (!state.done && !this.options.signal?.aborted) {
+        await turn();
+        state = steps.next();
+      }
+      if (!state.done) {
+        steps.return(undefined as never); // frees its states
+        return false;
+      }
+      const { loss, perplexity } = (this.#evaluations[part] = state.value);
+      log({ [`${TAGS[part]}/loss`]: loss, [`${TAGS[part]}/perplexity`]: perplexity });
+      if (part === "valid") this.options.onEvaluation?.(this.optimizer.steps, state.value);
+      this.#due = this.#due.filter((other) => other !== part);
+    }
+    return true;
+  }
+
+  /** Evaluations of a finished run; made now, unlogged, where the run was finished before this process began. */
+  #atTheEnd(): { [part in Part]?: Evaluation } {
+    const at = (part: Part): Evaluation | undefined =>
+      this.#evaluations[part] ?? (this.datasets[part] && evaluateOn(this.model, this.datasets[part], this.config));
+    const [valid, test] = [at("valid"), at("test")];
+    return { ...(valid ? { valid } : {}), ...(test ? { test } : {}) };
+  }
+
+  #lastGood(): string {
+    return this.#savedAt < 0
+      ? " No checkpoint had been written yet."
+      : ` The last good checkpoint is ${join(this.config.output_dir, `checkpoint-${this.#savedAt}`)}.`;
+  }
 }
 
 /** Perplexity of a dataset under the run's text mode, every token once. */
-export function evaluateOn(model: LanguageModel, dataset: Datasets["train"], config: TrainConfig, options: EvaluateOptions = {}): Evaluation {
-  return evaluate(model, evaluationBatches(dataset, { batchSize: config.batch_size, timeSteps: config.time_steps, mode: config.text_mode }), options);
+export function evaluateOn(
+  model: LanguageModel,
+  dataset: Datasets["train"],
+  config: TrainConfig,
+  options: EvaluateOptions = {},
+): Evaluation {
+  return evaluate(model, batchesOf(dataset, config), options);
 }
 
-function stepMetrics(result: StepResult, meanLoss: number, learningRate: number, tokensPerSecond: number): Record<string, number> {
+function batchesOf(dataset: Datasets["train"], config: TrainConfig): ReturnType<typeof evaluationBatches> {
+  return evaluationBatches(dataset, { batchSize: config.batch_size, timeSteps: config.time_steps, mode: config.text_mode });
+}
+
+/** Lets signals and timers in. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
+}
+
+function stepMetrics(
+  result: StepResult,
+  meanLoss: number,
+  learningRate: number,
+  tokensPerSecond: number,
+): Record<string, number> {
   const values: Record<string, number> = {
     "train/loss": meanLoss,
     "train/learning_rate": learningRate,

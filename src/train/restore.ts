@@ -1,0 +1,150 @@
+/** From a checkpoint back to a model: finding it, checking that it fits, filling tensors; and what goes into one. */
+
+import { existsSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { firstNonFinite } from "../core/checks.js";
+import { ConfigError, FileError, NonFiniteError, expectation } from "../core/errors.js";
+import { LanguageModel } from "../models/language-model.js";
+import { sameShape, type Tensor } from "../tensor/tensor.js";
+import { loadTokenizer } from "../text/load.js";
+import type { Tokenizer } from "../text/tokenizer.js";
+import { checkpointSteps, latestCheckpoint, loadCheckpoint, type Checkpoint, type TensorFiles } from "./checkpoint.js";
+import { checkConfig, flagOf, type TrainConfig } from "./config.js";
+import type { StoredTensor } from "./safetensors.js";
+import { modelConfig } from "./setup.js";
+
+/**
+ * The checkpoint at a path: a checkpoint folder itself, or the one of the highest step in a run's folder. A damaged one is an error and not passed over,
+ * since training would silently lose steps; the message names the last whole one before it.
+ * @param where what the user asked for, at the head of messages: "--resume", "eval"
+ * @throws FileError when there is none, or naming the file that is missing, cut short or damaged
+ */
+export function openCheckpoint(where: string, path: string): Checkpoint {
+  if (isCheckpointFolder(path)) {
+    if (existsSync(path)) return withAlternative(path, () => loadCheckpoint(path));
+    const others = checkpointSteps(dirname(path)).map((step) => `checkpoint-${step}`);
+    throw new FileError(
+      expectation(where, `a folder ${path}`, "none", others.length > 0 ? `There are ${others.join(", ")}.` : "Check the path."),
+    );
+  }
+  const step = checkpointSteps(path).at(-1);
+  if (step === undefined) {
+    const hint =
+      where === "--resume"
+        ? "Killed before the first one was written, a run begins anew without --resume."
+        : "Name a run's --output-dir, or a folder checkpoint-<step> in it.";
+    throw new FileError(expectation(where, `a checkpoint in ${path}`, "none", hint));
+  }
+  const folder = join(path, `checkpoint-${step}`);
+  return withAlternative(folder, () => loadCheckpoint(folder));
+}
+
+/** Whether a path is that of a checkpoint and not of a run. */
+export function isCheckpointFolder(path: string): boolean {
+  return /(^|[/\\])checkpoint-\d+[/\\]*$/.test(path);
+}
+
+/** The run's folder of a checkpoint. */
+export function runFolder({ path }: Checkpoint): string {
+  return dirname(path);
+}
+
+/** Adds to a complaint about a damaged checkpoint which other one can be used. */
+function withAlternative<T>(path: string, use: () => T): T {
+  try {
+    return use();
+  } catch (error) {
+    if (!(error instanceof FileError)) throw error;
+    const step = Number(/checkpoint-(\d+)[/\\]*$/.exec(path)?.[1]);
+    const other = latestCheckpoint(dirname(path), step);
+    if (other === null) throw error;
+    throw new FileError(
+      `${error.message} The last whole one before it is ${other}; to train on from there: --resume ${other} --overwrite.`,
+      { cause: error },
+    );
+  }
+}
+
+/** The tokenizer a checkpoint's model was trained with. @throws FileError */
+export function tokenizerOf(checkpoint: Checkpoint): Tokenizer {
+  for (const name of ["tokenizer.json", "vocab.txt"]) {
+    const text = checkpoint.files.get(name);
+    const eos = checkpoint.config["eos"];
+    if (text !== undefined)
+      return loadTokenizer(join(checkpoint.path, name), text, typeof eos === "string" && name === "vocab.txt" ? { eos } : {});
+  }
+  throw new FileError(expectation(checkpoint.path, "tokenizer.json or vocab.txt", "neither"));
+}
+
+/** A trained model from its checkpoint, for evaluation and generation. @throws FileError, ConfigError */
+export function loadModel(checkpoint: Checkpoint): { model: LanguageModel; config: TrainConfig; tokenizer: Tokenizer } {
+  const config = checkConfig(checkpoint.config, join(checkpoint.path, "config.json"));
+  const tokenizer = tokenizerOf(checkpoint);
+  const model = new LanguageModel(modelConfig(config, tokenizer.vocabSize));
+  fillTensors(checkpoint, checkpoint.model, model.namedParameters());
+  return { model, config, tokenizer };
+}
+
+/** Fields that shape the model, its tokens or the course through the text: they must not change on resuming. */
+const FIXED = [
+  "text_mode", "vocab", "tokenizer", "vocab_size", "eos", "model", "hidden_size", "expert_hidden_size", "lstm_size", "top_k", "sigmoid", "residual", "init_scale",
+  "batch_size", "time_steps", "optimizer", "beta1", "factored_experts", "seed",
+] as const; // prettier-ignore
+
+/** @throws ConfigError naming the field that differs */
+export function checkSameModel(config: TrainConfig, checkpoint: Checkpoint): void {
+  for (const key of FIXED) {
+    const [now, then] = [config[key], checkpoint.config[key]];
+    if (now !== then) {
+      throw new ConfigError(
+        expectation(
+          "--resume",
+          `${key} (${flagOf(key)}) ${JSON.stringify(then) ?? "not set"} as in ${checkpoint.path}`,
+          now ?? "nothing",
+          "Leave it out, or start a new run for another model.",
+        ),
+      );
+    }
+  }
+}
+
+/** Fills parameters or optimiser state from a checkpoint. @throws FileError naming what is missing, damaged or of another shape */
+export function fillTensors(checkpoint: Checkpoint, files: TensorFiles, tensors: ReadonlyMap<string, Tensor>): void {
+  withAlternative(checkpoint.path, () => {
+    for (const [name, tensor] of tensors) {
+      if (!files.has(name))
+        throw new FileError(expectation(checkpoint.path, `a tensor ${name}`, "none", "Is it of another model?"));
+      const { shape } = files.info(name);
+      if (!sameShape(shape, tensor.shape))
+        throw new FileError(
+          expectation(checkpoint.path, `${name} of shape [${tensor.shape.join(", ")}]`, shape, "Is it of another model?"),
+        );
+      tensor.backend.write(tensor.buffer, files.read(name));
+    }
+  });
+}
+
+/**
+ * A tensor for a checkpoint, read from the backend when its turn comes. Values that are not finite are refused: a checkpoint that cannot be trained on
+ * must not take the place of one that can.
+ * @throws NonFiniteError from `data`, naming the tensor
+ */
+export function stored(name: string, tensor: Tensor): StoredTensor {
+  if (tensor.dtype === "int32") return { name, shape: tensor.shape, dtype: "I32", data: () => tensor.dataSync() as Int32Array };
+  const data = (): Float32Array => {
+    const read = tensor.dataSync();
+    const values = read instanceof Float32Array ? read : Float32Array.from(read);
+    const at = firstNonFinite(values);
+    if (at >= 0)
+      throw new NonFiniteError(
+        expectation(
+          "checkpoint",
+          `finite values in ${name}`,
+          values[at],
+          "Lower the learning rate (--learning-rate) or clip the gradients harder (--max-grad-norm).",
+        ),
+      );
+    return values;
+  };
+  return { name, shape: tensor.shape, dtype: "F32", data };
+}
