@@ -24,9 +24,9 @@ export function stopSignal(onFirst: () => void): Stop {
     code = CODES[name as keyof typeof CODES];
     onFirst();
     controller.abort();
-    // Without listeners the system ends the process at a second signal, even in the middle of a step or of saving. Not before this turn
-    // of the event loop is over: a second signal that came together with the first still finds its listener.
-    setImmediate(end);
+    // Without listeners the system ends the process at a second signal, even in the middle of saving. Not yet, though: one that has been caught
+    // already still has to find its listener.
+    setTimeout(end, 10);
   };
   for (const name of names) process.on(name, listener);
   return { signal: controller.signal, exitCode: () => code, end };

@@ -31,8 +31,8 @@ export async function trainCommand(options: Options): Promise<void> {
   const json = options["json"] === true;
   if (options["dryRun"] === true) return dryRun(config, checkpoint, json);
   // What can be refused is refused before the text is read, which may take minutes.
-  checkpointsInTheWay(config, { overwrite }, checkpoint);
   makeOutputFolder(config.output_dir);
+  checkpointsInTheWay(config, { overwrite }, checkpoint);
   const progress = new Progress({ enabled: options["progress"] !== false });
   const datasets = makeDatasets(config, corporaOf(config), checkpoint && tokenizerOf(checkpoint));
   openBackend();

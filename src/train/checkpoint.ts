@@ -104,6 +104,7 @@ export function saveCheckpoint(runDir: string, step: number, contents: Checkpoin
   } catch (error) {
     quietly(() => rmSync(temporary, { recursive: true, force: true }));
     quietly(() => clearLeftovers(runDir)); // puts a replaced checkpoint back
+    if (error instanceof FileError) throw new FileError(error.message.replaceAll(temporary, target), { cause: error });
     throw fileError(where, target, "write", error);
   }
   const others = checkpointSteps(runDir).filter((other) => other !== step);

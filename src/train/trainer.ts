@@ -265,7 +265,8 @@ class Run {
         // After the step's records, so that metrics up to a checkpoint's step are whole.
         if (steps % config.save_steps === 0 || last()) this.#save();
       }
-      if (options.signal?.aborted) await turn(); // a second signal, if one came with the first, ends the process here
+      // A second signal that comes close upon the first is still handled, and ends the process before anything is saved.
+      if (options.signal?.aborted) await new Promise((resolve) => setTimeout(resolve, 20));
       if (optimizer.steps !== this.#savedAt) this.#save();
       const finished = last() && this.#due.length === 0;
       return {
