@@ -1,6 +1,6 @@
 /** The global norm of gradients: clipping, and the check that they are finite. */
 
-import { NonFiniteError } from "../core/errors.js";
+import { ConfigError, NonFiniteError, expectation } from "../core/errors.js";
 import { scope } from "../tensor/scope.js";
 import { zeros, type Tensor } from "../tensor/tensor.js";
 
@@ -26,6 +26,7 @@ function addSquares(p: Tensor, total: Tensor): void {
  * @throws NonFiniteError naming a parameter whose gradient is not finite: the last in the model's order, which back-propagation reaches early
  */
 export function clipScale(parameters: readonly Tensor[], maxNorm: number | undefined): { norm: number; scale: number } {
+  if (maxNorm !== undefined && !(maxNorm > 0)) throw new ConfigError(expectation("clipScale", "maxNorm to be a number above 0", maxNorm));
   const norm = globalNorm(parameters);
   if (!Number.isFinite(norm)) throw new NonFiniteError(`Gradient of ${nearestToLoss(parameters)} is not finite. Lower the learning rate, clip harder (maxGradNorm), or check the input for NaN.`);
   return { norm, scale: maxNorm !== undefined && norm > maxNorm ? maxNorm / norm : 1 };

@@ -30,10 +30,12 @@ abstract class Base implements Optimizer {
   protected readonly slots = new Map<string, Tensor>();
 
   constructor(readonly parameters: ReadonlyMap<string, Tensor>) {
-    if (parameters.size === 0) throw new ConfigError("Optimizer: expected at least one parameter, got none. Pass module.namedParameters().");
+    if (!(parameters.size > 0)) throw new ConfigError("Optimizer: expected at least one parameter, got none. Pass module.namedParameters().");
   }
 
   step(learningRate: number, gradScale = 1): void {
+    checkNumber("Optimizer.step", "learningRate", learningRate, { min: 0 });
+    checkNumber("Optimizer.step", "gradScale", gradScale);
     this.steps++;
     for (const [name, p] of this.parameters) if (p.grad) this.update(name, p, p.grad, learningRate, gradScale);
   }
@@ -98,6 +100,7 @@ export class Adam extends Base {
     checkNumber("Adam", "beta1", beta1, { min: 0, max: 0.999999 });
     checkNumber("Adam", "beta2", beta2, { min: 0, max: 0.99999999 });
     checkNumber("Adam", "epsilon", epsilon, { min: 0 });
+    checkNumber("Adam", "weightDecay", weightDecay, { min: 0 });
     this.options = { beta1, beta2, epsilon, weightDecay, factored };
   }
 

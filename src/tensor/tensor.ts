@@ -152,6 +152,7 @@ export function sameShape(a: Shape, b: Shape): boolean {
 
 /** Uninitialised memory of a shape. */
 export function empty(shape: Shape, dtype: DType = "float32", backend: Backend = defaultBackend()): Tensor {
+  if (dtype !== "float32" && dtype !== "int32") throw new TensorError(`tensor: expected dtype float32 or int32, got ${String(dtype)}.`);
   for (const n of shape) {
     if (!Number.isInteger(n) || n < 0) throw new TensorError(`tensor: expected a shape of non-negative integers, got [${shape.join(", ")}].`);
   }

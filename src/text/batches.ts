@@ -81,7 +81,8 @@ export class BatchStream {
     this.#laneLength = Math.floor(dataset.tokens.length / options.batchSize);
     if (options.mode === "continuous" && this.#laneLength < options.timeSteps) {
       const needed = options.batchSize * options.timeSteps;
-      throw new ConfigError(expectation("the corpus", `at least ${needed} tokens (batchSize × timeSteps)`, dataset.tokens.length, "Use smaller batches or more text."));
+      const hint = "Lower the batch size (--batch-size) or the time steps (--time-steps), or take more text.";
+      throw new ConfigError(expectation("continuous text", `at least ${needed} tokens (batch size × time steps)`, dataset.tokens.length, hint));
     }
     this.#lanes = emptyLanes(options.batchSize);
   }

@@ -119,6 +119,6 @@ function splitWords(text: string): string[] {
 
 function endWord(options: WordVocabularyOptions): string {
   const eos = options.eos ?? "</s>";
-  if (eos === "" || SPACE.test(eos) || eos === UNKNOWN) throw new ConfigError(expectation("eos", `one word other than ${UNKNOWN}`, eos));
+  if (eos === "" || SPACE.test(eos) || eos === UNKNOWN) throw new ConfigError(expectation("eos (--eos)", `one word other than ${UNKNOWN}`, eos));
   return eos;
 }

@@ -261,6 +261,6 @@ function readConfigFile(path: string): Record<string, unknown> {
 function fromText(key: string, text: string): unknown {
   const type = FIELDS.get(key)?.type;
   if (type === "boolean" && (text === "true" || text === "false")) return text === "true";
-  if ((type === "integer" || type === "number") && text.trim() !== "" && !Number.isNaN(Number(text))) return Number(text);
+  if ((type === "integer" || type === "number") && text.trim() !== "" && Number.isFinite(Number(text))) return Number(text);
   return text;
 }

@@ -1,6 +1,6 @@
 /** From a checkpoint back to a model: finding it, checking that it fits, filling tensors; and what goes into one. */
 
-import { existsSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { firstNonFinite } from "../core/checks.js";
 import { ConfigError, FileError, NonFiniteError, expectation } from "../core/errors.js";
@@ -20,11 +20,12 @@ import { modelConfig } from "./setup.js";
  * @throws FileError when there is none, or naming the file that is missing, cut short or damaged
  */
 export function openCheckpoint(where: string, path: string): Checkpoint {
+  if (statSync(path, { throwIfNoEntry: false })?.isFile()) throw new FileError(expectation(where, `a folder ${path}`, "a file", "Name a run's --output-dir."));
   if (isCheckpointFolder(path)) {
     if (existsSync(path)) return withAlternative(path, () => loadCheckpoint(path));
     const others = checkpointSteps(dirname(path)).map((step) => `checkpoint-${step}`);
     throw new FileError(
-      expectation(where, `a folder ${path}`, "none", others.length > 0 ? `There are ${others.join(", ")}.` : "Check the path."),
+      expectation(where, `a folder ${path}`, "none", others.length > 0 ? `Those there are: ${others.join(", ")}.` : "Check the path."),
     );
   }
   const step = checkpointSteps(path).at(-1);
@@ -40,7 +41,7 @@ export function openCheckpoint(where: string, path: string): Checkpoint {
 }
 
 /** Whether a path is that of a checkpoint and not of a run. */
-export function isCheckpointFolder(path: string): boolean {
+function isCheckpointFolder(path: string): boolean {
   return /(^|[/\\])checkpoint-\d+[/\\]*$/.test(path);
 }
 

@@ -14,7 +14,7 @@ import { rowGradient } from "./rows.js";
 const CHUNK_ELEMENTS = 8 * 2 ** 20;
 
 /** How many targets count, and rows per chunk. @throws TensorError for shapes that do not fit or a target outside the vocabulary */
-function prepare(where: string, x: Tensor, weight: Tensor, targets: Tensor, columns: number): { n: number; d: number; v: number; counted: number; chunk: number } {
+function prepare(where: string, x: Tensor, weight: Tensor, bias: Tensor | undefined, targets: Tensor, columns: number): { n: number; d: number; v: number; counted: number; chunk: number } {
   checkOperands(where, "float32", x, weight);
   checkOperands(where, "int32", targets);
   const [n, d] = x.shape as [number, number];
@@ -22,6 +22,7 @@ function prepare(where: string, x: Tensor, weight: Tensor, targets: Tensor, colu
   if (x.rank !== 2 || weight.rank !== 2 || width !== d) {
     throw new TensorError(`${where}: expected x (N, D) and weight (V, D), got [${x.shape.join(", ")}] and [${weight.shape.join(", ")}].`);
   }
+  if (bias && bias.size !== v) throw new TensorError(`${where}: expected a bias of ${v} elements (one a class), got shape [${bias.shape.join(", ")}].`);
   if (targets.size !== n) throw new TensorError(`${where}: expected ${n} targets (one a row), got ${targets.size}.`);
   let counted = 0;
   const list = targets.dataSync();
@@ -49,7 +50,7 @@ function scaled(saved: Tensor | undefined, dy: Tensor): Tensor | undefined {
  * @returns a scalar; 0 when no target counts. At most CHUNK_ELEMENTS logits exist at once.
  */
 export function linearCrossEntropy(x: Tensor, weight: Tensor, bias: Tensor | undefined, targets: Tensor): Tensor {
-  const { n, d, v, counted, chunk } = prepare("linearCrossEntropy", x, weight, targets, weight.shape[0]!);
+  const { n, d, v, counted, chunk } = prepare("linearCrossEntropy", x, weight, bias, targets, weight.shape[0]!);
   const backend = x.backend;
   const wants = needsGrad(x, weight, bias);
   const dx = wants && x.requiresGrad ? empty([n, d], "float32", backend) : undefined;
@@ -100,7 +101,7 @@ export function sampledCrossEntropy(x: Tensor, weight: Tensor, bias: Tensor | un
   const where = "sampledCrossEntropy";
   const s = candidates.samples.length;
   if (s === 0) throw new ConfigError(`${where}: expected at least one sampled class, got none.`);
-  const { n, d, v, counted, chunk } = prepare(where, x, weight, targets, s);
+  const { n, d, v, counted, chunk } = prepare(where, x, weight, bias, targets, s);
   const backend = x.backend;
   const wants = needsGrad(x, weight, bias);
   const targetList = targets.dataSync();
