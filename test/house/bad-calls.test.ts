@@ -429,7 +429,7 @@ describe("NaN and infinity in a row of MoE.forward", () => {
         const [clean, dirty] = [layer.forward(tensor(x, [3, 4]), context), layer.forward(spoiled(value), context)];
         const [before, after] = [clean.output.dataSync(), dirty.output.dataSync()];
         for (const row of [0, 2]) expect(after.slice(4 * row, 4 * row + 4)).toEqual(before.slice(4 * row, 4 * row + 4));
-        expect([...after.slice(4, 8)]).toEqual([NaN, NaN, NaN, NaN]);
+        expect(Array.from(after.slice(4, 8))).toEqual([NaN, NaN, NaN, NaN]);
         expect(dirty.auxLoss.item()).toBeNaN();
         for (const expert of dirty.experts.dataSync()) expect([0, 1, 2, 3, 4, 5, 6, 7]).toContain(expert);
       },
