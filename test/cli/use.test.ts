@@ -1,0 +1,129 @@
+/** eval, generate and inspect on runs of each text mode and tokenizer: what they say is what training said. */
+
+import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { readMetrics } from "#sparsegate/train/metrics.js";
+import { flags, inPairs, run, writeTexts } from "./helpers.js";
+
+const root = mkdtempSync(join(tmpdir(), "sparsegate-use-"));
+afterAll(() => rmSync(root, { recursive: true }));
+
+const common = {
+  train: "train.txt",
+  valid: "valid.txt",
+  test: "test.txt",
+  hidden_size: 16,
+  batch_size: 4,
+  time_steps: 6,
+  max_steps: 25,
+  eval_steps: 10,
+  save_steps: 10,
+};
+const tokenizers = {
+  words: { tokenizer: "words" },
+  "a vocabulary file": { vocab: "vocabulary.txt", eos: "<eos>" },
+  subwords: { vocab_size: 280 },
+};
+const modes = { sentences: { model: "MoE-8" }, continuous: { text_mode: "continuous", model: "MoE-4", lstm_size: 24 } };
+const runs = Object.entries(tokenizers).flatMap(([tokenizer, one]) =>
+  Object.entries(modes).map(([mode, other]) => ({
+    name: `${mode}, ${tokenizer}`,
+    output: `${mode}-${tokenizer.replaceAll(" ", "-")}`,
+    config: { ...common, ...one, ...other },
+  })),
+);
+const trained = new Map<string, Record<string, unknown>>();
+
+/** What a command prints as JSON, or as text. */
+async function output(args: readonly string[], cwd = root): Promise<string> {
+  const { code, stdout, stderr } = await run(args, { cwd });
+  expect(code, stderr).toBe(0);
+  return stdout;
+}
+const json = async (args: readonly string[], cwd = root): Promise<Record<string, unknown>> =>
+  JSON.parse(await output([...args, "--json"], cwd)) as Record<string, unknown>;
+
+beforeAll(async () => {
+  writeTexts(root, { train: 200 });
+  writeFileSync(join(root, "vocabulary.txt"), Array.from({ length: 30 }, (_, i) => `w${i}\n`).join(""));
+  await inPairs(
+    runs.map(
+      ({ output: folder, config }) =>
+        async () =>
+          void trained.set(folder, await json(["train", ...flags({ ...config, output_dir: folder })])),
+    ),
+  );
+}, 60_000);
+
+describe.each(runs)("a run of $name", ({ output: folder, config }) => {
+  test("is evaluated to the very perplexities that training printed at its end, and recorded", { timeout: 30_000 }, async () => {
+    const summary = trained.get(folder)!;
+    expect(summary).toMatchObject({ finished: true, steps: 25 });
+    // The default text is --test.
+    const [test, valid] = await inPairs([() => json(["eval", folder]), () => json(["eval", folder, "--data", "valid.txt"])]);
+    expect(test!["perplexity"]).toBe(summary["test_perplexity"]);
+    expect(valid!["perplexity"]).toBe(summary["valid_perplexity"]);
+    // Every token once: all words, and an end of sentence a line.
+    const text = readFileSync(join(root, "test.txt"), "utf8");
+    if (!("vocab_size" in config)) expect(test!["tokens"]).toBe(text.trim().split(/\s+/).length + text.trim().split("\n").length);
+    const records = readMetrics(join(root, folder, "metrics.jsonl"));
+    expect(records.filter((record) => "eval/perplexity" in record).map(({ step }) => step)).toEqual([10, 20, 25]);
+    expect(records.findLast((record) => "eval/perplexity" in record)!["eval/perplexity"]).toBe(summary["valid_perplexity"]);
+    expect(records.at(-1)).toMatchObject({ step: 25, "test/perplexity": summary["test_perplexity"] });
+  });
+
+  test("is inspected: its last step, its figures, and the load of each expert", { timeout: 30_000 }, async () => {
+    const found = await json(["inspect", folder]);
+    const summary = trained.get(folder)!;
+    expect(found).toMatchObject({
+      step: 25,
+      model: config.model,
+      checkpoint: join(folder, "checkpoint-25"),
+      eval_perplexity: summary["valid_perplexity"],
+      test_perplexity: summary["test_perplexity"],
+    });
+    const load = found["expert_load"] as number[];
+    expect(load).toHaveLength(config.model === "MoE-8" ? 8 : 4);
+    // Each of the 4 · 6 rows of a batch goes to four experts.
+    expect(load.reduce((sum, n) => sum + n, 0)).toBe(4 * 6 * 4);
+  });
+
+  test(
+    "generates text that begins with the prompt, the same for the same seed, and no end-of-sentence word",
+    { timeout: 30_000 },
+    async () => {
+      const args = (seed: number): string[] => [
+        "generate",
+        folder,
+        "--prompt",
+        "w1 w2",
+        "--max-tokens",
+        "12",
+        "--temperature",
+        "1",
+        "--seed",
+        String(seed),
+      ];
+      const [first, again] = await inPairs([() => output(args(1)), () => output(args(1))]);
+      expect(first).toMatch(/^w1 w2/);
+      expect(again).toBe(first);
+      expect(first).not.toMatch(/<eos>|<\/s>|undefined/);
+    },
+  );
+});
+
+test("a run that was moved keeps its figures, and an earlier checkpoint in it can be named", { timeout: 30_000 }, async () => {
+  const { output: folder } = runs[0]!;
+  renameSync(join(root, folder), join(root, "moved"));
+  const [inspected, earlier] = await inPairs([() => json(["inspect", "moved"]), () => json(["inspect", "moved/checkpoint-20"])]);
+  expect(inspected).toMatchObject({ step: 25, eval_perplexity: trained.get(folder)!["valid_perplexity"] });
+  const records = readMetrics(join(root, "moved/metrics.jsonl"));
+  expect(earlier).toMatchObject({
+    step: 20,
+    eval_perplexity: records.find(({ step, ...rest }) => step === 20 && "eval/perplexity" in rest)!["eval/perplexity"],
+  });
+  // Nothing after step 20 is known to it.
+  expect(earlier!["test_perplexity"]).toBeUndefined();
+});
