@@ -30,7 +30,7 @@ const runs = {
     sampled_softmax: 12,
     max_steps: 400,
     save_steps: 2,
-    eval_steps: 25,
+    eval_steps: 6,
     logging_steps: 3,
   },
   continuous: {
@@ -42,7 +42,7 @@ const runs = {
     max_grad_norm: 1,
     max_steps: 400,
     save_steps: 2,
-    eval_steps: 20,
+    eval_steps: 5,
     logging_steps: 7,
   },
 };
@@ -61,7 +61,7 @@ interface Landed {
 async function killedRun(folder: string, args: string[], random: () => number, kills: number): Promise<Landed> {
   const landed: Landed = { startUp: 0, saving: 0, between: 0 };
   const output = join(folder, "run");
-  let startUpMs = 300;
+  let [startUpMs, saveMs] = [300, 20];
   for (let kill = 0; ; kill++) {
     const before = steps(output);
     // Without a checkpoint --resume is an error (see bad-input.test.ts): the run begins anew.
@@ -69,14 +69,14 @@ async function killedRun(folder: string, args: string[], random: () => number, k
     const process = start(["train", ...args, ...resume], { cwd: folder });
     let where: keyof Landed = "between";
     if (kill < kills) {
-      // One kill in four goes into the start-up, the others come after so many saves and up to 40 ms more, longer than a save takes.
+      // One kill in four goes into the start-up, the others come so many saves later, up to two and a half times as long after the last began as one takes.
       const [kind, when] = [random(), random()];
       if (kind < 0.25) {
         where = "startUp";
         await sleep(when * startUpMs);
       } else {
-        startUpMs = (await afterSaves(Math.floor(when * 8), output, process.ended)) ?? startUpMs;
-        await sleep(40 * random());
+        [startUpMs, saveMs] = await afterSaves(Math.floor(when * 8), output, process.ended, [startUpMs, saveMs]);
+        await sleep(2.5 * saveMs * random());
       }
       process.child.kill("SIGKILL");
     }
@@ -95,23 +95,37 @@ async function killedRun(folder: string, args: string[], random: () => number, k
   }
 }
 
-/** Waits until a number of saves have begun after the first one, or the process has ended. @returns milliseconds until the first */
-async function afterSaves(count: number, output: string, ended: Promise<unknown>): Promise<number | undefined> {
+/**
+ * Waits until a number of saves have begun after the first one, or the process has ended.
+ * @returns milliseconds until the first save began, and what the last whole one took; those of before where there was none
+ */
+async function afterSaves(
+  count: number,
+  output: string,
+  ended: Promise<unknown>,
+  [startUpMs, saveMs]: [number, number],
+): Promise<[number, number]> {
   const begun = performance.now();
   let running = true;
   void ended.then(() => (running = false));
   while (!existsSync(output) && running) await sleep(2);
-  if (!running) return undefined;
+  if (!running) return [startUpMs, saveMs];
   const seen = new Set<string>();
-  let first: number | undefined;
+  let since = 0;
   const watcher = watch(output, (_, name) => {
-    if (name === null || !/^\.checkpoint-\d+\.tmp-/.test(name)) return;
-    first ??= performance.now() - begun;
-    seen.add(name);
+    if (name === null) return;
+    if (/^\.checkpoint-\d+\.tmp-/.test(name) && !seen.has(name)) {
+      since = performance.now();
+      if (seen.size === 0) startUpMs = since - begun;
+      seen.add(name);
+    } else if (/^checkpoint-\d+$/.test(name) && since > 0) {
+      saveMs = performance.now() - since;
+      since = 0;
+    }
   });
   while (seen.size <= count && running) await sleep(1);
   watcher.close();
-  return first;
+  return [startUpMs, saveMs];
 }
 
 test(
