@@ -20,12 +20,18 @@ import { modelConfig } from "./setup.js";
  * @throws FileError when there is none, or naming the file that is missing, cut short or damaged
  */
 export function openCheckpoint(where: string, path: string): Checkpoint {
-  if (statSync(path, { throwIfNoEntry: false })?.isFile()) throw new FileError(expectation(where, `a folder ${path}`, "a file", "Name a run's --output-dir."));
+  if (statSync(path, { throwIfNoEntry: false })?.isFile())
+    throw new FileError(expectation(where, `a folder ${path}`, "a file", "Name a run's --output-dir."));
   if (isCheckpointFolder(path)) {
     if (existsSync(path)) return withAlternative(path, () => loadCheckpoint(path));
     const others = checkpointSteps(dirname(path)).map((step) => `checkpoint-${step}`);
     throw new FileError(
-      expectation(where, `a folder ${path}`, "none", others.length > 0 ? `Those there are: ${others.join(", ")}.` : "Check the path."),
+      expectation(
+        where,
+        `a folder ${path}`,
+        "none",
+        others.length > 0 ? `Those there are: ${others.join(", ")}.` : "Check the path.",
+      ),
     );
   }
   const step = checkpointSteps(path).at(-1);
