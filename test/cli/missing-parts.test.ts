@@ -47,7 +47,7 @@ describe.each(SITUATIONS)("with %s", (name, options, blas, says) => {
 
   it("train works and says on stderr what is missing, --no-progress or not; its JSON stays clean", () => {
     for (const quiet of [[], ["--no-progress"]]) {
-      const flags = ["--train", "text.txt", "--model", "MoE-4", ...SMALL, "--output-dir", run, "--json", ...quiet];
+      const flags = ["--train", "text.txt", "--model", "MoE-4", ...SMALL, "--output-dir", run, "--overwrite", "--json", ...quiet];
       const { status, stdout, stderr } = node([...options, cli, "train", ...flags], blas);
       expect(stderr).toMatch(says);
       expect(status).toBe(0);
