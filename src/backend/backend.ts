@@ -146,8 +146,8 @@ export interface Backend {
   combineRowsGrad(src: Buf, position_NK: Buf, weights_NK: Buf, dy: Buf, dSrc: Buf | null, dWeights_NK: Buf | null, n: number, k: number, width: number): void;
   /** Adds bias[e] to the rows of group e: y[r] = x[r] + bias[group of r]. y may be x. */
   groupedBias(offsets_E1: Buf, groups: number, x: Buf, bias_EW: Buf, y: Buf, width: number): void;
-  /** dBias[e] = Σ dy[rows of e] (0 without rows). */
-  groupedBiasGrad(offsets_E1: Buf, groups: number, dy: Buf, dBias_EW: Buf, width: number): void;
+  /** dBias[e] = Σ dy[rows of e] (0 without rows); touched[e] = e, or -1 without rows. */
+  groupedBiasGrad(offsets_E1: Buf, groups: number, dy: Buf, dBias_EW: Buf, touched_E: Buf, width: number): void;
   /**
    * Counting sort of assignments: expert_M[j] in [-1, groups). order[p] = j sorted by expert, stable; offsets[e]..offsets[e+1] are
    * the places of expert e; position[j] = place of j, or -1 where expert is -1. Unused tail of order is -1.
@@ -216,6 +216,7 @@ export interface Backend {
   /**
    * P[r, i] = Φ((clean[r, i] − threshold) / std[r, i]), threshold = kth_excluding(noisy[r], k, i): topValues[r, k] where i is among the first k of
    * topIndices[r], topValues[r, k−1] elsewhere. topValues and topIndices are rows×min(k+1, cols), from `topK` of noisy. k = cols: P = 1.
+   * Where std is at most 1e-30 drawing again changes nothing: P is 1 for the chosen, 0 for the others, and has no gradient.
    */
   loadProbability(clean: Buf, std: Buf, topValues: Buf, topIndices: Buf, p: Buf, rows: number, cols: number, k: number): void;
   /** Gradients to clean, std (rows×cols) and topValues (rows×min(k+1, cols)), all overwritten. */

@@ -9,6 +9,16 @@ function number(p: usize, i: i32): f32 {
   return load<f32>(p + ((<usize>i) << 2));
 }
 
+/** A standard deviation so small counts as none: drawing again changes nothing, and a quotient by it would be ∞ or NaN. */
+const NO_NOISE: f32 = 1e-30;
+
+/** v, 0 where there is no noise. */
+// @ts-ignore: decorator
+@inline
+function whereNoise(v: v128, deviation: v128): v128 {
+  return v128.andnot(v, f32x4.le(deviation, f32x4.splat(NO_NOISE)));
+}
+
 /** Row by row with the threshold of the experts that were not chosen, then the k chosen ones again with theirs. */
 export function loadProbability(begin: i32, end: i32, clean: usize, std: usize, topValues: usize, topIndices: usize, p: usize, rows: i32, cols: i32, k: i32): void {
   const width = min(k + 1, cols);
@@ -24,18 +34,21 @@ export function loadProbability(begin: i32, end: i32, clean: usize, std: usize, 
     let j = 0;
     for (; j <= cols - 4; j += 4) {
       const at = (<usize>j) << 2;
-      v128.store(out + at, normalCdf4(f32x4.div(f32x4.sub(v128.load(x + at), others), v128.load(s + at))));
+      const deviation = v128.load(s + at);
+      v128.store(out + at, whereNoise(normalCdf4(f32x4.div(f32x4.sub(v128.load(x + at), others), deviation)), deviation));
     }
     if (j < cols) {
       const at = (<usize>j) << 2;
       const left = cols - j;
-      storePart(out + at, normalCdf4(f32x4.div(f32x4.sub(loadPart(x + at, left), others), loadPartOr(s + at, left, 1))), left);
+      const deviation = loadPartOr(s + at, left, 1);
+      storePart(out + at, whereNoise(normalCdf4(f32x4.div(f32x4.sub(loadPart(x + at, left), others), deviation)), deviation), left);
     }
     const chosen = number(topValues + top, k);
     for (let a = 0; a < k; a++) {
       const at = (<usize>load<i32>(topIndices + top + ((<usize>a) << 2))) << 2;
-      const z = (load<f32>(x + at) - chosen) / load<f32>(s + at);
-      store<f32>(out + at, f32x4.extract_lane(normalCdf4(f32x4.splat(z)), 0));
+      const deviation = load<f32>(s + at);
+      const z = (load<f32>(x + at) - chosen) / deviation;
+      store<f32>(out + at, deviation <= NO_NOISE ? 1 : f32x4.extract_lane(normalCdf4(f32x4.splat(z)), 0));
     }
   }
 }
@@ -60,8 +73,8 @@ export function loadProbabilityGrad(begin: i32, end: i32, clean: usize, std: usi
       const deviation = v128.load(s + at);
       const z = f32x4.div(f32x4.sub(v128.load(x + at), others), deviation);
       const slope = f32x4.div(f32x4.mul(v128.load(up + at), normalPdf4(z)), deviation);
-      v128.store(dx + at, slope);
-      v128.store(ds + at, f32x4.neg(f32x4.mul(slope, z)));
+      v128.store(dx + at, whereNoise(slope, deviation));
+      v128.store(ds + at, whereNoise(f32x4.neg(f32x4.mul(slope, z)), deviation));
     }
     if (j < cols) {
       const at = (<usize>j) << 2;
@@ -69,8 +82,8 @@ export function loadProbabilityGrad(begin: i32, end: i32, clean: usize, std: usi
       const deviation = loadPartOr(s + at, left, 1);
       const z = f32x4.div(f32x4.sub(loadPart(x + at, left), others), deviation);
       const slope = f32x4.div(f32x4.mul(loadPart(up + at, left), normalPdf4(z)), deviation);
-      storePart(dx + at, slope, left);
-      storePart(ds + at, f32x4.neg(f32x4.mul(slope, z)), left);
+      storePart(dx + at, whereNoise(slope, deviation), left);
+      storePart(ds + at, whereNoise(f32x4.neg(f32x4.mul(slope, z)), deviation), left);
     }
     // The chosen ones are taken out of the sum over the others, then computed with their own threshold.
     for (let a = 0; a < k; a++) store<f32>(dx + ((<usize>load<i32>(topIndices + top + ((<usize>a) << 2))) << 2), 0);
@@ -81,9 +94,10 @@ export function loadProbabilityGrad(begin: i32, end: i32, clean: usize, std: usi
       const at = (<usize>load<i32>(topIndices + top + ((<usize>a) << 2))) << 2;
       const deviation = load<f32>(s + at);
       const z = (load<f32>(x + at) - chosen) / deviation;
-      const slope = (load<f32>(up + at) * f32x4.extract_lane(normalPdf4(f32x4.splat(z)), 0)) / deviation;
+      const none = deviation <= NO_NOISE;
+      const slope: f32 = none ? 0 : (load<f32>(up + at) * f32x4.extract_lane(normalPdf4(f32x4.splat(z)), 0)) / deviation;
       store<f32>(dx + at, slope);
-      store<f32>(ds + at, -(slope * z));
+      store<f32>(ds + at, none ? 0 : -(slope * z));
       sum += <f64>slope;
     }
     store<f32>(dTopValues + top + ((<usize>k) << 2), <f32>-sum);
@@ -104,7 +118,7 @@ function varianceOf(x: usize, n: i32, mean: f64): f64 {
 
 export function cvSquared(begin: i32, end: i32, x: usize, n: i32, out: usize): void {
   const mean = meanOf(x, n);
-  store<f32>(out, mean == 0 ? 0 : <f32>(varianceOf(x, n, mean) / (mean * mean)));
+  store<f32>(out, n == 0 || mean == 0 ? 0 : <f32>(varianceOf(x, n, mean) / (mean * mean)));
 }
 
 /** 2·dy/n · ((x − μ)/μ² − variance/μ³). */

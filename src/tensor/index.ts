@@ -8,7 +8,7 @@ export * from "./ops/elementwise.js";
 export * from "./ops/shape.js";
 export * from "./ops/products.js";
 export * from "./ops/reduce.js";
-export * from "./ops/rows.js";
+export { embedding, routeByExpert, dispatch, combine, bincount, type Routing } from "./ops/rows.js";
 export * from "./ops/gating.js";
 export * from "./ops/random.js";
 export * from "./ops/losses.js";

@@ -63,7 +63,7 @@ export function axisOf(where: string, axis: number, rank: number): number {
 export function rowsAndCols(where: string, x: Tensor): [rows: number, cols: number] {
   const cols = x.shape.at(-1);
   if (cols === undefined) throw new TensorError(`${where}: expected a tensor with at least one axis, got a scalar.`);
-  return [cols === 0 ? 0 : x.size / cols, cols];
+  return [sizeOf(x.shape.slice(0, -1)), cols];
 }
 
 /** @throws TensorError when dtypes or backends do not fit the operation */

@@ -74,16 +74,18 @@ function run(loss: Tensor, seed: Tensor | undefined, retainGraph: boolean): void
     loss.backend.fill(start.buffer, 1, start.size);
   }
   if (!loss.node) return addToLeaf(loss, start);
+  const order = nodesBelow(loss);
+  // Before anything is added to a leaf: a graph that is half used must not leave half of the gradients behind.
+  for (const { node } of order) if (!node!.backward) throw usedBefore(node!.name);
   accumulate(pending, loss, start);
-  for (const output of nodesBelow(loss)) {
+  for (const output of order) {
     const dy = pending.get(output);
     const node = output.node!;
     if (!dy) continue;
     pending.delete(output);
     // One scope a node: what its gradient needed in passing is freed before the next one runs.
     scope(() => {
-      if (!node.backward) throw usedBefore(node.name);
-      const gradients = node.backward(dy, node.inputs.map((input) => input.requiresGrad));
+      const gradients = node.backward!(dy, node.inputs.map((input) => input.requiresGrad));
       for (const [i, input] of node.inputs.entries()) {
         const gradient = gradients[i];
         if (!gradient || !input.requiresGrad) continue;
@@ -141,7 +143,8 @@ function addToLeaf(leaf: Tensor, gradient: Tensor | Gradient): void {
     leaf.grad = rows ? { value: own(value, value.shape), rows: own(rows, rows.shape) } : { value: own(value, leaf.shape) };
     return;
   }
-  if (!rows && !leaf.grad.rows) {
+  // In place only where nobody else looks: an operation that passes its dy on (add, reshape) gives the same memory to several inputs.
+  if (!rows && !leaf.grad.rows && leaf.grad.value.storage.references === 1) {
     leaf.backend.axpy(1, value.buffer, leaf.grad.value.buffer, leaf.size);
     return;
   }

@@ -159,8 +159,8 @@ for (const [groups, rows, p, q] of [[1, 1, 1, 1], [3, 4, 5, 3], [4, 17, 4, 4], [
     (b, { offsets, x, bias, y }) => b.groupedBias(offsets, groups, x, bias, y, width));
   add("groupedBias", `${label} in place`, { offsets, x: draw.floats(all * width), bias: draw.floats(groups * width) },
     (b, { offsets, x, bias }) => b.groupedBias(offsets, groups, x, bias, x, width));
-  add("groupedBiasGrad", label, { offsets, dy: draw.floats(all * width), dBias: blank(groups * width) },
-    (b, { offsets, dy, dBias }) => b.groupedBiasGrad(offsets, groups, dy, dBias, width), { dBias: sumOf(rows) });
+  add("groupedBiasGrad", label, { offsets, dy: draw.floats(all * width), dBias: blank(groups * width), touched: blankInts(groups) },
+    (b, { offsets, dy, dBias, touched }) => b.groupedBiasGrad(offsets, groups, dy, dBias, touched, width), { dBias: sumOf(rows) });
 }
 
 // ---- rows ---------------------------------------------------------------------------------------------------------------
@@ -284,13 +284,20 @@ for (const [rows, cols, k] of [[1, 1, 1], [3, 4, 4], [3, 4, 3], [3, 5, 1], [5, 1
   add("loadProbability", label, { ...operands, p: blank(n) }, (b, m) => b.loadProbability(m.clean, m.std, m.topValues, m.topIndices, m.p, rows, cols, k));
   add("loadProbability", `${label}, a NaN`, { ...operands, clean: (clean as Float64Array).with(0, NaN), p: blank(n) },
     (b, m) => b.loadProbability(m.clean, m.std, m.topValues, m.topIndices, m.p, rows, cols, k));
+  // Every third without noise; some of those are ties with their threshold.
+  const silent = (std as Float64Array).map((s, i) => (i % 3 === 0 ? 0 : s));
+  const tied = (clean as Float64Array).map((c, i) => (i % 2 === 0 ? topValues[Math.floor(i / cols) * Math.min(k + 1, cols) + Math.min(k, cols - 1)]! : c));
+  const quiet = { ...operands, clean: tied, std: silent };
+  add("loadProbability", `${label}, some without noise`, { ...quiet, p: blank(n) }, (b, m) => b.loadProbability(m.clean, m.std, m.topValues, m.topIndices, m.p, rows, cols, k));
+  add("loadProbabilityGrad", `${label}, some without noise`, { ...quiet, dp: draw.floats(n), dClean: blank(n), dStd: blank(n), dTopValues: blank(tops) },
+    (b, m) => b.loadProbabilityGrad(m.clean, m.std, m.topValues, m.topIndices, m.dp, m.dClean, m.dStd, m.dTopValues, rows, cols, k), { dTopValues: sumOf(cols) });
   add("loadProbabilityGrad", label, { ...operands, dp: draw.floats(n), dClean: blank(n), dStd: blank(n), dTopValues: blank(tops) },
     (b, m) => b.loadProbabilityGrad(m.clean, m.std, m.topValues, m.topIndices, m.dp, m.dClean, m.dStd, m.dTopValues, rows, cols, k), { dTopValues: sumOf(cols) });
 }
-for (const n of SIZES) {
+for (const n of [0, ...SIZES]) {
   for (const [name, x] of [["", draw.floats(n, 0, 2)], [" zeros", new Float64Array(n)], [" equal values", new Float64Array(n).fill(0.7)]] as const) {
     add("cvSquared", `${n}${name}`, { x, out: blank(1) }, (b, { x, out }) => b.cvSquared(x, n, out));
-    add("cvSquaredGrad", `${n}${name}`, { x, dy: draw.floats(1), dx: blank(n) }, (b, { x, dy, dx }) => b.cvSquaredGrad(x, n, dy, dx), { dx: 1 / n });
+    add("cvSquaredGrad", `${n}${name}`, { x, dy: draw.floats(1), dx: blank(n) }, (b, { x, dy, dx }) => b.cvSquaredGrad(x, n, dy, dx), { dx: 1 / Math.max(n, 1) });
   }
 }
 

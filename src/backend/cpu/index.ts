@@ -255,8 +255,11 @@ export class CpuBackend implements Backend {
     const rows = this.#memory.view(offsets)[groups]!;
     this.#run("groupedBias", rows, rowGrain(width), ptr(offsets), groups, ptr(x), ptr(bias), ptr(y), width);
   }
-  groupedBiasGrad(offsets: Buf, groups: number, dy: Buf, dBias: Buf, width: number): void {
-    this.#run("groupedBiasGrad", groups, rowGrain((width * this.#memory.view(offsets)[groups]!) / Math.max(groups, 1)), ptr(offsets), groups, ptr(dy), ptr(dBias), width);
+  groupedBiasGrad(offsets: Buf, groups: number, dy: Buf, dBias: Buf, touched: Buf, width: number): void {
+    const at = this.#memory.view(offsets);
+    const flags = this.#memory.view(touched);
+    for (let e = 0; e < groups; e++) flags[e] = at[e + 1]! > at[e]! ? e : -1;
+    this.#run("groupedBiasGrad", groups, rowGrain((width * at[groups]!) / Math.max(groups, 1)), ptr(offsets), groups, ptr(dy), ptr(dBias), width);
   }
   routeByExpert(expert: Buf, m: number, groups: number, offsets: Buf, order: Buf, position: Buf): void {
     this.#once("routeByExpert", ptr(expert), m, groups, ptr(offsets), ptr(order), ptr(position));

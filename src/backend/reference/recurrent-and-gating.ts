@@ -45,13 +45,18 @@ function thresholdOf(topIndices: Int32Array, at: number, k: number, cols: number
   return at + k - 1;
 }
 
+/** Standard deviations up to this count as none; see `Backend.loadProbability`. */
+const NO_NOISE = 1e-30;
+
 export function loadProbability(clean: Buf, std: Buf, topValues: Buf, topIndices: Buf, p: Buf, rows: number, cols: number, k: number): void {
   const width = Math.min(k + 1, cols);
   for (let r = 0; r < rows; r++) {
     for (let i = 0; i < cols; i++) {
       const at = thresholdOf(ints(topIndices), r * width, k, cols, i);
       const x = r * cols + i;
-      floats(p)[x] = at < 0 ? 1 : normalCdf((floats(clean)[x]! - floats(topValues)[at]!) / floats(std)[x]!);
+      if (at < 0) floats(p)[x] = 1;
+      else if (floats(std)[x]! <= NO_NOISE) floats(p)[x] = at === r * width + k ? 1 : 0;
+      else floats(p)[x] = normalCdf((floats(clean)[x]! - floats(topValues)[at]!) / floats(std)[x]!);
     }
   }
 }
@@ -64,8 +69,9 @@ export function loadProbabilityGrad(clean: Buf, std: Buf, topValues: Buf, topInd
       const at = thresholdOf(ints(topIndices), r * width, k, cols, i);
       const x = r * cols + i;
       const s = floats(std)[x]!;
-      const z = at < 0 ? 0 : (floats(clean)[x]! - floats(topValues)[at]!) / s;
-      const slope = at < 0 ? 0 : (floats(dp)[x]! * normalPdf(z)) / s;
+      const none = at < 0 || s <= NO_NOISE;
+      const z = none ? 0 : (floats(clean)[x]! - floats(topValues)[at]!) / s;
+      const slope = none ? 0 : (floats(dp)[x]! * normalPdf(z)) / s;
       floats(dClean)[x] = slope;
       floats(dStd)[x] = -slope * z;
       if (at >= 0) floats(dTopValues)[at]! -= slope;

@@ -40,9 +40,10 @@ export function groupedBias(offsets: Buf, groups: number, x: Buf, bias: Buf, y: 
   for (let e = 0; e < groups; e++) for (let r = at[e]!; r < at[e + 1]!; r++) for (let j = 0; j < width; j++) Y[r * width + j] = X[r * width + j]! + B[e * width + j]!;
 }
 
-export function groupedBiasGrad(offsets: Buf, groups: number, dy: Buf, dBias: Buf, width: number): void {
+export function groupedBiasGrad(offsets: Buf, groups: number, dy: Buf, dBias: Buf, touched: Buf, width: number): void {
   const [at, dY, dB] = [ints(offsets), floats(dy), floats(dBias)];
   for (let e = 0; e < groups; e++) {
+    ints(touched)[e] = at[e + 1]! > at[e]! ? e : -1;
     for (let j = 0; j < width; j++) {
       dB[e * width + j] = 0;
       for (let r = at[e]!; r < at[e + 1]!; r++) dB[e * width + j]! += dY[r * width + j]!;

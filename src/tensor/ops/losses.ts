@@ -15,14 +15,14 @@ const CHUNK_ELEMENTS = 8 * 2 ** 20;
 
 /** How many targets count, and rows per chunk. @throws TensorError for shapes that do not fit or a target outside the vocabulary */
 function prepare(where: string, x: Tensor, weight: Tensor, bias: Tensor | undefined, targets: Tensor, columns: number): { n: number; d: number; v: number; counted: number; chunk: number } {
-  checkOperands(where, "float32", x, weight);
+  checkOperands(where, "float32", x, weight, ...(bias ? [bias] : []));
   checkOperands(where, "int32", targets);
   const [n, d] = x.shape as [number, number];
   const [v, width] = weight.shape as [number, number];
   if (x.rank !== 2 || weight.rank !== 2 || width !== d) {
     throw new TensorError(`${where}: expected x (N, D) and weight (V, D), got [${x.shape.join(", ")}] and [${weight.shape.join(", ")}].`);
   }
-  if (bias && bias.size !== v) throw new TensorError(`${where}: expected a bias of ${v} elements (one a class), got shape [${bias.shape.join(", ")}].`);
+  if (bias && bias.size !== v) throw new TensorError(`${where}: expected bias (${v}), got [${bias.shape.join(", ")}].`);
   if (targets.size !== n) throw new TensorError(`${where}: expected ${n} targets (one a row), got ${targets.size}.`);
   let counted = 0;
   const list = targets.dataSync();
@@ -102,6 +102,7 @@ export function sampledCrossEntropy(x: Tensor, weight: Tensor, bias: Tensor | un
   const s = candidates.samples.length;
   if (s === 0) throw new ConfigError(`${where}: expected at least one sampled class, got none.`);
   const { n, d, v, counted, chunk } = prepare(where, x, weight, bias, targets, s);
+  for (const c of candidates.samples) if (!(c >= 0 && c < v)) throw new TensorError(`${where}: expected sampled classes from 0 to ${v - 1}, got ${c}.`);
   const backend = x.backend;
   const wants = needsGrad(x, weight, bias);
   const targetList = targets.dataSync();

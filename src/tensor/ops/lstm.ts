@@ -7,7 +7,7 @@ import type { Buf } from "../../backend/backend.js";
 import { TensorError } from "../../core/errors.js";
 import { checkOperands } from "../shapes.js";
 import { record } from "../tape.js";
-import { empty, zeros, type Tensor } from "../tensor.js";
+import { empty, sameShape, zeros, type Tensor } from "../tensor.js";
 
 /** Parameters of an LSTM layer of H units over inputs of width D. */
 export interface LstmWeights {
@@ -36,12 +36,17 @@ export interface LstmState {
  */
 export function lstm(x: Tensor, weights: LstmWeights, state?: LstmState, resets?: Tensor): { output: Tensor; state: LstmState } {
   const { inputWeight, recurrentWeight, bias, projection } = weights;
-  checkOperands("lstm", "float32", x, inputWeight, recurrentWeight, bias);
+  checkOperands("lstm", "float32", x, inputWeight, recurrentWeight, bias, ...(projection ? [projection] : []), ...(state ? [state.h, state.c] : []));
   const [T, B, D] = x.shape as [number, number, number];
   const P = recurrentWeight.shape[0]!;
-  const H = recurrentWeight.shape[1]! / 4;
+  const H = (projection ?? recurrentWeight).shape[0]!;
   if (x.rank !== 3 || D !== inputWeight.shape[0]) {
     throw new TensorError(`lstm: expected x (time, batch, ${inputWeight.shape[0]}), got [${x.shape.join(", ")}].`);
+  }
+  const expected = { inputWeight: [D, 4 * H], recurrentWeight: [P, 4 * H], bias: [4 * H], ...(projection ? { projection: [H, P] } : {}) };
+  for (const [name, shape] of Object.entries(expected)) {
+    const got = weights[name as keyof LstmWeights]!.shape;
+    if (!sameShape(got, shape)) throw new TensorError(`lstm: expected ${name} of shape [${shape.join(", ")}], got [${got.join(", ")}].`);
   }
   if (resets && (resets.dtype !== "int32" || resets.size !== T * B)) throw new TensorError(`lstm: expected int32 resets (${T}, ${B}), got ${resets.dtype} [${resets.shape.join(", ")}].`);
   if (state && (state.h.size !== B * P || state.c.size !== B * H)) {

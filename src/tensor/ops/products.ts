@@ -99,18 +99,21 @@ export function groupedMatmul(x: Tensor, w: Tensor, offsets: Tensor): Tensor {
   });
 }
 
-/** x[r] + bias[e] for the rows of group e. @param bias (E, width) */
+/** x[r] + bias[e] for the rows of group e. The gradient of `bias` is by rows, as that of `groupedMatmul`'s w. @param bias (E, width) */
 export function groupedBias(x: Tensor, bias: Tensor, offsets: Tensor): Tensor {
   checkOperands("groupedBias", "float32", x, bias);
+  checkOperands("groupedBias", "int32", offsets);
   const [groups, width] = bias.shape as [number, number];
+  if (x.rank !== 2 || bias.rank !== 2 || x.shape[1] !== width || offsets.size !== groups + 1) {
+    throw new TensorError(`groupedBias: expected x (M, width), bias (E, width), offsets (E+1), got [${x.shape.join(", ")}], [${bias.shape.join(", ")}], [${offsets.shape.join(", ")}].`);
+  }
   const y = empty(x.shape, "float32", x.backend);
   x.backend.groupedBias(offsets.buffer, groups, x.buffer, bias.buffer, y.buffer, width);
   return record("groupedBias", y, [x, bias], (dy, needs) => {
-    let dBias: Tensor | undefined;
-    if (needs[1]) {
-      dBias = empty(bias.shape, "float32", x.backend);
-      x.backend.groupedBiasGrad(offsets.buffer, groups, dy.buffer, dBias.buffer, width);
-    }
-    return [dy, dBias];
+    if (!needs[1]) return [dy, undefined];
+    const dBias = empty(bias.shape, "float32", x.backend);
+    const touched = empty([groups], "int32", x.backend);
+    x.backend.groupedBiasGrad(offsets.buffer, groups, dy.buffer, dBias.buffer, touched.buffer, width);
+    return [dy, { value: dBias, rows: touched }];
   });
 }

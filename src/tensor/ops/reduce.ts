@@ -10,7 +10,7 @@ export function sum(x: Tensor, axes?: number | readonly number[]): Tensor {
   return scaledSum("sum", x, axes, false);
 }
 
-/** Mean over the given axes (all when left out); reduced axes are dropped. */
+/** Mean over the given axes (all when left out); reduced axes are dropped. The mean of nothing is 0. */
 export function mean(x: Tensor, axes?: number | readonly number[]): Tensor {
   return scaledSum("mean", x, axes, true);
 }
@@ -65,7 +65,7 @@ export function logSoftmax(x: Tensor): Tensor {
   });
 }
 
-/** log Σ eˣ over the last axis. */
+/** log Σ eˣ over the last axis; −∞ where that is empty. */
 export function logSumExp(x: Tensor): Tensor {
   checkOperands("logSumExp", "float32", x);
   const [rows, cols] = rowsAndCols("logSumExp", x);
@@ -122,7 +122,7 @@ export function topK(x: Tensor, k: number): { values: Tensor; indices: Tensor } 
   return { values, indices };
 }
 
-/** out[..., j] = x[..., index[..., j]]; index -1 gives 0. */
+/** out[..., j] = x[..., index[..., j]]; index -1 gives 0. @param index from -1 to the width of x less 1 */
 export function gatherLast(x: Tensor, index: Tensor): Tensor {
   checkOperands("gatherLast", "float32", x);
   checkOperands("gatherLast", "int32", index);

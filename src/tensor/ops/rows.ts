@@ -3,7 +3,7 @@
 import { TensorError } from "../../core/errors.js";
 import { checkOperands } from "../shapes.js";
 import { record } from "../tape.js";
-import { empty, type Gradient, type Tensor } from "../tensor.js";
+import { empty, sameShape, type Gradient, type Tensor } from "../tensor.js";
 
 /**
  * table[index]: (..., width). The gradient of the table holds only the rows in use (see `Gradient`).
@@ -13,6 +13,7 @@ import { empty, type Gradient, type Tensor } from "../tensor.js";
 export function embedding(table: Tensor, index: Tensor): Tensor {
   checkOperands("embedding", "float32", table);
   checkOperands("embedding", "int32", index);
+  if (table.rank !== 2) throw new TensorError(`embedding: expected a table (rows, width), got [${table.shape.join(", ")}].`);
   const [rows, width] = table.shape as [number, number];
   checkIndices("embedding", index, rows);
   const backend = table.backend;
@@ -52,9 +53,13 @@ export interface Routing {
   position_NK: Tensor;
 }
 
-/** Groups assignments (N, K) by expert: a stable counting sort, so earlier rows come first. Expert -1 means dropped. */
+/**
+ * Groups assignments (N, K) by expert: a stable counting sort, so earlier rows come first.
+ * @param experts_NK from -1 (dropped) to numExperts − 1; a gate's word is taken for it, since reading them back would make the layer wait
+ */
 export function routeByExpert(experts_NK: Tensor, numExperts: number): Routing {
   checkOperands("routeByExpert", "int32", experts_NK);
+  if (experts_NK.rank !== 2) throw new TensorError(`routeByExpert: expected experts (N, K), got [${experts_NK.shape.join(", ")}].`);
   const backend = experts_NK.backend;
   const [, k] = experts_NK.shape as [number, number];
   const m = experts_NK.size;
@@ -69,8 +74,12 @@ export function routeByExpert(experts_NK: Tensor, numExperts: number): Routing {
 /** x gathered into the grouped order: (M, D). Its gradient is a sum over the K places of each row. */
 export function dispatch(x_ND: Tensor, { row_M, position_NK }: Routing): Tensor {
   checkOperands("dispatch", "float32", x_ND);
+  checkOperands("dispatch", "int32", row_M, position_NK);
   const backend = x_ND.backend;
   const [n, width] = x_ND.shape as [number, number];
+  if (x_ND.rank !== 2 || position_NK.shape[0] !== n) {
+    throw new TensorError(`dispatch: expected x (N, D) with the N = ${position_NK.shape[0]} rows of the routing, got [${x_ND.shape.join(", ")}].`);
+  }
   const k = position_NK.shape[1]!;
   const y = empty([row_M.size, width], "float32", backend);
   backend.gatherRows(x_ND.buffer, row_M.buffer, y.buffer, row_M.size, width);
@@ -84,9 +93,15 @@ export function dispatch(x_ND: Tensor, { row_M, position_NK }: Routing): Tensor 
 /** y[n] = Σ_k gates[n, k] · out[position[n, k]]: the sum of Shazeer et al. 2017, eq. 1. Dropped assignments add nothing. */
 export function combine(out_MD: Tensor, gates_NK: Tensor, { position_NK }: Routing): Tensor {
   checkOperands("combine", "float32", out_MD, gates_NK);
+  checkOperands("combine", "int32", position_NK);
   const backend = out_MD.backend;
   const [n, k] = gates_NK.shape as [number, number];
   const [m, width] = out_MD.shape as [number, number];
+  if (out_MD.rank !== 2 || !sameShape(gates_NK.shape, position_NK.shape) || m !== position_NK.size) {
+    throw new TensorError(
+      `combine: expected outputs (M, D) and gates (N, K) of a routing with (N, K) = (${position_NK.shape.join(", ")}), got [${out_MD.shape.join(", ")}] and [${gates_NK.shape.join(", ")}].`,
+    );
+  }
   const y = empty([n, width], "float32", backend);
   backend.combineRows(out_MD.buffer, position_NK.buffer, gates_NK.buffer, y.buffer, n, k, width);
   return record("combine", y, [out_MD, gates_NK], (dy, needs) => {
@@ -97,10 +112,11 @@ export function combine(out_MD: Tensor, gates_NK: Tensor, { position_NK }: Routi
   });
 }
 
-/** out[i] = Σ of values whose index is i: importance and load of experts. @param size length of the result */
+/** out[i] = Σ of values whose index is i: importance and load of experts. @param index from -1 (left out) to size − 1; @param size length of the result */
 export function bincount(values: Tensor, index: Tensor, size: number): Tensor {
   checkOperands("bincount", "float32", values);
   checkOperands("bincount", "int32", index);
+  if (values.size !== index.size) throw new TensorError(`bincount: expected one index a value (${values.size}), got ${index.size}.`);
   const backend = values.backend;
   const y = empty([size], "float32", backend);
   backend.bincount(values.buffer, index.buffer, values.size, y.buffer, size);

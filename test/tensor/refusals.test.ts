@@ -1,0 +1,154 @@
+/** Shapes, dtypes and indices that an operation cannot take: refused before anything is computed, in words that name what came. */
+
+import { describe, expect, it } from "vitest";
+import { ReferenceBackend } from "#sparsegate/backend/reference/index.js";
+import * as sg from "#sparsegate/tensor/index.js";
+import type { Tensor } from "#sparsegate/tensor/index.js";
+import { useBackend } from "../use-backend.js";
+
+describe("shapes that do not fit are refused in words", () => {
+  useBackend(() => new ReferenceBackend());
+  const f = (...shape: number[]): Tensor => sg.zeros(shape);
+  const i = (...shape: number[]): Tensor => sg.zeros(shape, "int32");
+  const lstm = (change: Record<string, Tensor>): Tensor =>
+    sg.lstm(f(2, 3, 5), { inputWeight: f(5, 16), recurrentWeight: f(4, 16), bias: f(16), ...change }).output;
+  const CANDIDATES = { samples: Int32Array.of(7), logExpected: Float32Array.of(0), logExpectedOf: () => 0 };
+  const CASES: [name: string, call: () => unknown, message: string][] = [
+    ["add", () => sg.add(f(2, 3), f(2)), "add: expected shapes that broadcast together, got [2, 3] and [2]."],
+    ["expand", () => sg.expand(f(2), [3]), "expand: expected shapes that broadcast together, got [2] and [3]."],
+    ["matmul", () => sg.matmul(f(2, 3), f(4, 2)), "matmul: expected inner sizes to agree, got [2, 3] and [4, 2]."],
+    [
+      "batched matmul",
+      () => sg.matmul(f(2, 2, 3), f(4, 3, 2)),
+      "matmul: expected equal leading axes, got [2, 2, 3] and [4, 3, 2].",
+    ],
+    ["reshape", () => sg.reshape(f(2, 3), [4, -1]), "reshape: expected a shape of 6 elements for [2, 3], got [4, -1]."],
+    ["permute", () => sg.permute(f(2, 3), [0, 0]), "permute: expected an order of the 2 axes, got [0, 0]."],
+    ["transpose", () => sg.transpose(f(3)), "transpose: expected at least two axes, got shape [3]."],
+    ["slice", () => sg.slice(f(2, 3), 1, 2, 4), "slice: expected 0 <= begin <= end <= 3 on axis 1, got 2 and 4."],
+    ["slice, axis", () => sg.slice(f(2, 3), 2, 0, 1), "slice: expected an axis from -2 to 1, got 2."],
+    ["concat", () => sg.concat([f(2, 3), f(2, 4)], 0), "concat: expected shapes equal but for axis 0, got [2, 3] and [2, 4]."],
+    ["concat of nothing", () => sg.concat([]), "concat: expected at least one tensor, got none."],
+    ["softmax", () => sg.softmax(f()), "softmax: expected a tensor with at least one axis, got a scalar."],
+    ["layerNorm", () => sg.layerNorm(f(2, 3), f(2), f(3)), "layerNorm: expected gamma and beta of width 3, got 2 and 3."],
+    ["topK", () => sg.topK(f(2, 3), 4), "topK: expected k from 1 to 3 (the last axis), got 4."],
+    ["gatherLast", () => sg.gatherLast(f(2, 3), i(3, 1)), "gatherLast: expected 2 rows of indices, got 3."],
+    ["bincount", () => sg.bincount(f(4), i(3), 5), "bincount: expected one index a value (4), got 3."],
+    ["embedding, table", () => sg.embedding(f(4), i(2)), "embedding: expected a table (rows, width), got [4]."],
+    [
+      "embedding, index",
+      () => sg.embedding(f(4, 2), sg.tensor([1, 4], [2], "int32")),
+      "embedding: expected indices from 0 to 3, got 4 at position 1.",
+    ],
+    [
+      "embedding, negative index",
+      () => sg.embedding(f(4, 2), sg.tensor([-1], [1], "int32")),
+      "embedding: expected indices from 0 to 3, got -1 at position 0.",
+    ],
+    [
+      "groupedMatmul",
+      () => sg.groupedMatmul(f(4, 2), f(3, 2, 2), i(3)),
+      "groupedMatmul: expected x (M, p), w (E, p, q), offsets (E+1), got [4, 2], [3, 2, 2], [3].",
+    ],
+    [
+      "groupedBias",
+      () => sg.groupedBias(f(4, 3), f(3, 2), i(4)),
+      "groupedBias: expected x (M, width), bias (E, width), offsets (E+1), got [4, 3], [3, 2], [4].",
+    ],
+    ["routeByExpert", () => sg.routeByExpert(i(4), 3), "routeByExpert: expected experts (N, K), got [4]."],
+    [
+      "dispatch",
+      () => sg.dispatch(f(3, 2), sg.routeByExpert(i(4, 2), 3)),
+      "dispatch: expected x (N, D) with the N = 4 rows of the routing, got [3, 2].",
+    ],
+    [
+      "combine",
+      () => sg.combine(f(8, 2), f(4, 1), sg.routeByExpert(i(4, 2), 3)),
+      "combine: expected outputs (M, D) and gates (N, K) of a routing with (N, K) = (4, 2), got [8, 2] and [4, 1].",
+    ],
+    [
+      "loadProbability, std",
+      () => sg.loadProbability(f(2, 3), f(1, 3), f(2, 2), i(2, 2), 1),
+      "loadProbability: expected std of shape [2, 3], got [1, 3].",
+    ],
+    [
+      "loadProbability, top",
+      () => sg.loadProbability(f(2, 3), f(2, 3), f(2, 1), i(2, 1), 1),
+      "loadProbability: expected the 2 largest logits, got 1.",
+    ],
+    [
+      "loadProbability, rows",
+      () => sg.loadProbability(f(2, 3), f(2, 3), f(1, 2), i(1, 2), 1),
+      "loadProbability: expected topValues and topIndices of 2 rows, got [1, 2] and [1, 2].",
+    ],
+    [
+      "linearCrossEntropy",
+      () => sg.linearCrossEntropy(f(2, 3), f(4, 2), undefined, i(2)),
+      "linearCrossEntropy: expected x (N, D) and weight (V, D), got [2, 3] and [4, 2].",
+    ],
+    [
+      "linearCrossEntropy, bias",
+      () => sg.linearCrossEntropy(f(2, 3), f(4, 3), f(3), i(2)),
+      "linearCrossEntropy: expected bias (4), got [3].",
+    ],
+    [
+      "linearCrossEntropy, targets",
+      () => sg.linearCrossEntropy(f(2, 3), f(4, 3), f(4), i(3)),
+      "linearCrossEntropy: expected 2 targets (one a row), got 3.",
+    ],
+    [
+      "linearCrossEntropy, a target",
+      () => sg.linearCrossEntropy(f(2, 3), f(4, 3), f(4), sg.tensor([0, 4], [2], "int32")),
+      "linearCrossEntropy: expected targets from -1 (ignored) to 3, got 4 at row 1.",
+    ],
+    [
+      "sampledCrossEntropy, a sample",
+      () => sg.sampledCrossEntropy(f(2, 3), f(4, 3), f(4), i(2), CANDIDATES),
+      "sampledCrossEntropy: expected sampled classes from 0 to 3, got 7.",
+    ],
+    [
+      "lstm, x",
+      () => sg.lstm(f(2, 5), { inputWeight: f(5, 16), recurrentWeight: f(4, 16), bias: f(16) }),
+      "lstm: expected x (time, batch, 5), got [2, 5].",
+    ],
+    [
+      "lstm, recurrent width without a projection",
+      () => lstm({ recurrentWeight: f(3, 16) }),
+      "lstm: expected inputWeight of shape [5, 12], got [5, 16].",
+    ],
+    ["lstm, bias", () => lstm({ bias: f(4) }), "lstm: expected bias of shape [16], got [4]."],
+    [
+      "lstm, projection",
+      () => lstm({ recurrentWeight: f(2, 16), projection: f(4, 3) }),
+      "lstm: expected projection of shape [4, 2], got [4, 3].",
+    ],
+    [
+      "lstm, state",
+      () => sg.lstm(f(2, 3, 5), { inputWeight: f(5, 16), recurrentWeight: f(4, 16), bias: f(16) }, { h: f(2, 4), c: f(3, 4) }),
+      "lstm: expected a state of (3, 4) and (3, 4), got [2, 4] and [3, 4].",
+    ],
+    [
+      "lstm, resets",
+      () => sg.lstm(f(2, 3, 5), { inputWeight: f(5, 16), recurrentWeight: f(4, 16), bias: f(16) }, undefined, i(2)),
+      "lstm: expected int32 resets (2, 3), got int32 [2].",
+    ],
+    ["dropout", () => sg.dropout(f(2), 1, { seed: 0, stream: 0, step: 0 }), "dropout: expected a rate from 0 to below 1, got 1."],
+    ["tensor, ragged", () => sg.tensor([[1, 2], [3]]), "tensor: expected nested arrays of equal lengths, got ragged ones."],
+    ["tensor, length", () => sg.tensor([1, 2, 3], [2, 2]), "tensor: expected 4 elements for shape [2, 2], got 3."],
+    [
+      "tensor, integers",
+      () => sg.tensor([1.5], [1], "int32"),
+      "tensor: expected 32-bit integers (dtype int32), got 1.5 at element 0.",
+    ],
+    ["zeros", () => sg.zeros([2, -1]), "tensor: expected a shape of non-negative integers, got [2, -1]."],
+  ];
+  it.each(CASES)("%s", (_name, call, message) => {
+    expect(call).toThrow(message);
+    expect(call).toThrow(expect.objectContaining({ name: message.startsWith("dropout") ? "ConfigError" : "TensorError" }));
+  });
+  it("tensors of two backends", () => {
+    expect(() => sg.add(f(2), sg.zeros([2], "float32", new ReferenceBackend()))).toThrow(
+      "add: expected tensors of one backend, got reference and reference.",
+    );
+  });
+});
