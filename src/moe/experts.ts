@@ -1,24 +1,24 @@
 /** Experts: the feed-forward ones that run as grouped products, and any module of matching widths. */
 
 import { checkInteger } from "../core/checks.js";
-import { TensorError } from "../core/errors.js";
-import { Module, parameter } from "../nn/module.js";
+import { show, TensorError } from "../core/errors.js";
+import { Module, parameter, type RunContext } from "../nn/module.js";
 import { relu } from "../tensor/ops/elementwise.js";
 import { groupedBias, groupedMatmul } from "../tensor/ops/products.js";
 import { concat, slice } from "../tensor/ops/shape.js";
-import { zeros, type Tensor } from "../tensor/tensor.js";
+import { sameShape, Tensor, zeros } from "../tensor/tensor.js";
 
 /** All experts of a layer: rows grouped by expert in, rows grouped by expert out. */
 export interface Experts extends Module {
   readonly numExperts: number;
   /** @param x_MD rows grouped by expert; @param offsets_E1 int32, expert e has rows offsets[e]..offsets[e+1]; @returns (M, D) */
-  forward(x_MD: Tensor, offsets_E1: Tensor): Tensor;
+  forward(x_MD: Tensor, offsets_E1: Tensor, context: RunContext): Tensor;
 }
 
-/** A single module D → D, called with the rows of one expert. */
+/** A single module D → D, called with the rows of one expert, never with none. */
 export interface ExpertModule extends Module {
-  /** The outputs of one expert for its rows. @param x (rows, D) @returns (rows, D) */
-  forward(x: Tensor): Tensor;
+  /** The outputs of one expert for its rows, (rows, D) to (rows, D). @param context of the layer's call, for modules that differ in training; its firstRow counts rows in the grouped order */
+  forward(x: Tensor, context: RunContext): Tensor;
 }
 
 /** Sizes of `FeedForwardExperts`. */
@@ -74,21 +74,23 @@ export class ModuleExperts extends Module implements Experts {
     this.numExperts = modules.length;
   }
 
-  forward(x_MD: Tensor, offsets_E1: Tensor): Tensor {
+  forward(x_MD: Tensor, offsets_E1: Tensor, context: RunContext): Tensor {
     const offsets = offsets_E1.dataSync();
     const [m, width] = x_MD.shape as [number, number];
     const parts: Tensor[] = [];
     for (const [e, module] of this.modules.entries()) {
       if (offsets[e] === offsets[e + 1]) continue;
       const rows = slice(x_MD, 0, offsets[e]!, offsets[e + 1]!);
-      const y = module.forward(rows);
-      if (y.rank !== 2 || y.shape[0] !== rows.shape[0] || y.shape[1] !== width) {
-        throw new TensorError(`MoE expert ${e}: expected an output of shape [${rows.shape.join(", ")}], got [${y.shape.join(", ")}]. Experts map width D to width D.`);
+      const y: unknown = module.forward(rows, { ...context, firstRow: context.firstRow + offsets[e]! });
+      if (!(y instanceof Tensor) || !sameShape(y.shape, rows.shape)) {
+        const got = y instanceof Tensor ? `[${y.shape.join(", ")}]` : show(y);
+        throw new TensorError(`MoE expert ${e}: expected an output of shape [${rows.shape.join(", ")}], got ${got}. Experts map width D to width D.`);
       }
       parts.push(y);
     }
     const used = offsets[this.numExperts]!;
-    if (used < m) parts.push(zeros([m - used, width], "float32", x_MD.backend));
+    // Places of dropped assignments; and a batch without rows has no parts at all.
+    if (used < m || parts.length === 0) parts.push(zeros([m - used, width], "float32", x_MD.backend));
     return concat(parts, 0);
   }
 }

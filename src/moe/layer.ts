@@ -16,7 +16,10 @@ export interface MoEOptions {
   hiddenSize: number;
   /** E */
   numExperts: number;
-  /** K, experts a row uses. Default 4, the paper's flat layers (App. C), or numExperts when there are fewer. */
+  /**
+   * K, experts a row uses. Default 4, the paper's flat layers (App. C), or numExperts when there are fewer. With 1 the softmax over the kept logit is
+   * constant 1: the gate then learns from the balance losses alone, not from the task (the paper asks for k > 1, section 2.1).
+   */
   topK?: number;
   /** Hidden width F of the feed-forward experts. Default 2·hiddenSize, as in the paper (512 → 1024 → 512). */
   expertHiddenSize?: number;
@@ -26,7 +29,10 @@ export interface MoEOptions {
   importanceWeight?: number;
   /** Weight of the load loss. Default 0.1 (App. C). */
   loadWeight?: number;
-  /** One module per expert, or a function making expert i, instead of the built-in feed-forward ones. They map (rows, D) to (rows, D). */
+  /**
+   * One module per expert, or a function making expert i, instead of the built-in feed-forward ones. They map (rows, D) to (rows, D).
+   * Name each differently: parameters of one name start with the same random numbers.
+   */
   experts?: readonly ExpertModule[] | ((index: number) => ExpertModule);
   name?: string;
   seed?: number;
@@ -55,7 +61,8 @@ export interface MoEOutput {
  * const moe = new MoE({ hiddenSize: 512, numExperts: 16, topK: 4, expertHiddenSize: 1024 });
  * const { output, auxLoss } = moe.forward(randomNormal([4, 1024, 512]));
  * ```
- * Experts without rows cost nothing and get no update. No row is ever dropped.
+ * Experts without rows cost nothing and get no update. No row is ever dropped. A batch without rows gives an empty output and no loss. A row that is
+ * not finite gives NaN in its own output and in the losses; other rows' outputs are right.
  */
 export class MoE extends Module {
   readonly hiddenSize: number;
@@ -93,7 +100,7 @@ export class MoE extends Module {
     const x_ND = x.rank === 2 ? x : reshape(x, [-1, this.hiddenSize]);
     const gated: GateOutput = this.gate.forward(x_ND, context);
     const routing = routeByExpert(gated.experts_NK, this.numExperts);
-    const out_MD = this.experts.forward(dispatch(x_ND, routing), routing.offsets_E1);
+    const out_MD = this.experts.forward(dispatch(x_ND, routing), routing.offsets_E1, context);
     const y_ND = combine(out_MD, gated.gates_NK, routing);
     return {
       output: x.rank === 2 ? y_ND : reshape(y_ND, x.shape),
