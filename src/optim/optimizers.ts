@@ -6,7 +6,8 @@
 import type { AdamSettings } from "../backend/backend.js";
 import { checkNumber } from "../core/checks.js";
 import { ConfigError } from "../core/errors.js";
-import { keep } from "../tensor/scope.js";
+import { keep, scope } from "../tensor/scope.js";
+import { toDense } from "../tensor/tape.js";
 import { zeros, type Gradient, type Tensor } from "../tensor/tensor.js";
 
 /** Updates parameters from their gradients. */
@@ -131,8 +132,13 @@ export class Adam extends Base {
     const steps = this.slot(name, "steps").buffer;
     if (factored(name)) {
       const [count, height, width] = this.#matrices(p);
-      p.backend.factoredAdamRows(p.buffer, value.buffer, p.rank === 3 && rows ? rows.buffer : null, rows?.size ?? count, height, width,
-        this.slot(name, "rowMean").buffer, this.slot(name, "colMean").buffer, steps, { ...settings, beta1: 0 });
+      // Rows of a single matrix share its column means, so there they cannot be updated one by one.
+      const byMatrix = p.rank === 3 ? rows : undefined;
+      scope(() => {
+        const gradient = rows && !byMatrix ? toDense({ value, rows }, p) : value;
+        p.backend.factoredAdamRows(p.buffer, gradient.buffer, byMatrix?.buffer ?? null, byMatrix?.size ?? count, height, width,
+          this.slot(name, "rowMean").buffer, this.slot(name, "colMean").buffer, steps, { ...settings, beta1: 0 });
+      });
       return;
     }
     const m = beta1 === 0 ? null : this.slot(name, "m").buffer;
