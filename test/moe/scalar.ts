@@ -31,6 +31,7 @@ export const div = (a: Scalar, b: Scalar): Scalar =>
   new Scalar(a.value / b.value, [a, b], [1 / b.value, -a.value / b.value ** 2]);
 export const times = (a: Scalar, factor: number): Scalar => new Scalar(a.value * factor, [a], [factor]);
 export const exp = (a: Scalar): Scalar => new Scalar(Math.exp(a.value), [a], [Math.exp(a.value)]);
+export const log = (a: Scalar): Scalar => new Scalar(Math.log(a.value), [a], [1 / a.value]);
 export const relu = (a: Scalar): Scalar => new Scalar(Math.max(a.value, 0), [a], [a.value > 0 ? 1 : 0]);
 /** log(1 + eˣ). */
 export const softplus = (a: Scalar): Scalar =>

@@ -1,0 +1,246 @@
+/** The language model with each kind of middle: gradients of loss + auxLoss by finite differences, Figure 1 put together by hand, memory, cost. */
+
+import { describe, expect, it } from "vitest";
+import { LanguageModel, computeCost, type LanguageModelConfig, type MiddleConfig } from "#sparsegate/models/language-model.js";
+import { PRESET_NAMES, presetMiddle } from "#sparsegate/models/presets.js";
+import { logUniformCandidates } from "#sparsegate/nn/candidates.js";
+import { clipScale } from "#sparsegate/optim/clip.js";
+import { Adam } from "#sparsegate/optim/optimizers.js";
+import type { LstmState } from "#sparsegate/tensor/ops/lstm.js";
+import * as sg from "#sparsegate/tensor/index.js";
+import type { Tensor } from "#sparsegate/tensor/index.js";
+import { Draw } from "../backend/helpers.js";
+import { gradientErrors } from "../tensor/finite-differences.js";
+import { BACKENDS, useBackend } from "../use-backend.js";
+
+const TRAINING = { training: true, seed: 3, step: 2, firstRow: 7 };
+const EVALUATION = { ...TRAINING, training: false };
+const list = (t: Tensor): number[] => Array.from(t.dataSync());
+const [T, B, V, D] = [3, 2, 7, 3];
+
+const MIDDLES: Record<string, MiddleConfig> = {
+  moe: { kind: "moe", numExperts: 4, topK: 2, expertHiddenSize: 3, importanceWeight: 0.3, loadWeight: 0.2 },
+  "dense, one layer": { kind: "dense", hiddenSizes: [4] },
+  "dense, two layers": { kind: "dense", hiddenSizes: [4, 2] },
+  lstm: { kind: "lstm", layers: 2 },
+  none: { kind: "none" },
+};
+
+/** A model whose every parameter is random, the gate's too. */
+function build(middle: MiddleConfig, change: Partial<LanguageModelConfig> = {}): LanguageModel {
+  const model = new LanguageModel({
+    vocabSize: V,
+    hiddenSize: D,
+    lstmSize: D,
+    middle,
+    dropout: 0.2,
+    sigmoid: true,
+    residual: true,
+    seed: 1,
+    ...change,
+  });
+  const draw = new Draw(5);
+  for (const p of model.parameters()) p.backend.write(p.buffer, draw.floats(p.size, -0.8, 0.8));
+  return model;
+}
+const ints = (seed: number, low: number, high: number): Tensor =>
+  sg.tensor(new Draw(seed).ints(T * B, low, high), [T, B], "int32");
+const batch = (): { inputs: Tensor; targets: Tensor; resets: Tensor } => ({
+  inputs: ints(1, 0, V),
+  targets: ints(2, -1, V),
+  resets: ints(3, 0, 2),
+});
+const states = (count: number, H: number): LstmState[] =>
+  Array.from({ length: count }, (_, i) => ({
+    h: sg.randomUniform([B, D], -1, 1, { seed: i }),
+    c: sg.randomUniform([B, H], -1, 1, { seed: 9 + i }),
+  }));
+
+describe("the gradient of loss + auxLoss equals finite differences, for every parameter", () => {
+  useBackend(BACKENDS[0].make);
+  for (const [name, middle] of Object.entries(MIDDLES)) {
+    for (const [claim, change] of [
+      ["dropout, sigmoid and residuals", {}],
+      ["projected LSTMs, neither sigmoid nor residuals", { lstmSize: 4, sigmoid: false, residual: false, dropout: 0 }],
+    ] as const) {
+      it(`${name}; ${claim}; carried state and resets`, () => {
+        const model = build(middle, change);
+        const carried = states(model.lstm.length, model.config.lstmSize);
+        const loss = (): Tensor => {
+          const out = model.forward(batch(), TRAINING, carried);
+          expect(out.auxLoss !== undefined).toBe(name === "moe");
+          return out.auxLoss ? sg.add(out.loss, out.auxLoss) : out.loss;
+        };
+        expect(gradientErrors(model.parameters(), loss)).toEqual([]);
+      });
+    }
+  }
+  it("moe, trained with a sampled softmax", () => {
+    const model = build(MIDDLES["moe"]!);
+    const candidates = logUniformCandidates(V, 3, { seed: 1, step: 1 });
+    const loss = (): Tensor => {
+      const out = model.forward(batch(), TRAINING, undefined, candidates);
+      return sg.add(out.loss, out.auxLoss!);
+    };
+    expect(gradientErrors(model.parameters(), loss)).toEqual([]);
+  });
+});
+
+for (const { name: backendName, make } of BACKENDS) {
+  describe(`LanguageModel on the ${backendName} backend`, () => {
+    useBackend(make);
+    const close = (got: Tensor, want: Tensor): void =>
+      list(got).forEach((v, i) => expect(v).toBeCloseTo(list(want)[i]!, backendName === "reference" ? 12 : 5));
+
+    it("is Figure 1 and App. C: every layer's dropped output is added to its input, the MoE's after a sigmoid; dense stands where the MoE does", () => {
+      for (const name of ["moe", "dense, two layers", "lstm", "none"]) {
+        for (const [sigmoid, residual] of [
+          [true, true],
+          [false, false],
+        ] as const) {
+          const model = build(MIDDLES[name]!, { sigmoid, residual });
+          const { inputs, resets } = batch();
+          const join = (y: Tensor, x: Tensor): Tensor => (residual ? sg.add(y, x) : y);
+          let x = model.embedding.forward(inputs);
+          x = join(model.lstm[0]!.forward(x, undefined, resets).output, x);
+          if (model.moe || model.dense) {
+            const y = model.moe ? model.moe.forward(x, EVALUATION).output : model.dense!.forward(x);
+            x = join(sigmoid ? sg.sigmoid(y) : y, x);
+          }
+          for (const lstm of model.lstm.slice(1)) x = join(lstm.forward(x, undefined, resets).output, x);
+          expect(model.lstm).toHaveLength(name === "lstm" ? 4 : 2);
+          close(model.hidden(inputs, EVALUATION, undefined, resets).output, x);
+        }
+      }
+    });
+
+    it("goes on where it stopped: a text in two batches with states carried has the loss of one batch", () => {
+      const model = build(MIDDLES["moe"]!);
+      const [inputs, targets] = [0, 1].map((n) => sg.tensor(new Draw(n).ints(8 * B, 0, V), [8, B], "int32")) as [Tensor, Tensor];
+      const part = (t: Tensor, from: number, to: number): Tensor => sg.slice(t, 0, from, to);
+      const whole = model.forward({ inputs, targets }, EVALUATION);
+      const first = model.forward({ inputs: part(inputs, 0, 5), targets: part(targets, 0, 5) }, EVALUATION);
+      const second = model.forward({ inputs: part(inputs, 5, 8), targets: part(targets, 5, 8) }, EVALUATION, first.states);
+      expect((5 * first.loss.item() + 3 * second.loss.item()) / 8).toBeCloseTo(whole.loss.item(), 5);
+      second.states.forEach(({ c }, i) => close(c, whole.states[i]!.c));
+    });
+
+    it("starts out near the loss of guessing, log V, when its weights are small", () => {
+      const model = new LanguageModel({
+        vocabSize: 50,
+        hiddenSize: 8,
+        lstmSize: 8,
+        middle: { kind: "none" },
+        dropout: 0,
+        sigmoid: false,
+        residual: true,
+        initScale: 0.05,
+        seed: 1,
+      });
+      const inputs = sg.tensor(new Draw(1).ints(40, 0, 50), [20, 2], "int32");
+      expect(model.forward({ inputs, targets: inputs }, EVALUATION).loss.item()).toBeCloseTo(Math.log(50), 1);
+    });
+
+    it("frees everything a training step made: memory in use is the same before and after, and the peak is above both", () => {
+      const start = sg.defaultBackend().memory().used;
+      for (const middle of Object.values(MIDDLES)) {
+        const model = build(middle);
+        const adam = new Adam(model.namedParameters());
+        const step = (n: number): void =>
+          sg.scope(() => {
+            const out = model.forward(
+              batch(),
+              { ...TRAINING, step: n },
+              undefined,
+              n % 2 === 1 ? logUniformCandidates(V, 3, { seed: 1, step: n }) : undefined,
+            );
+            sg.backward(out.auxLoss ? sg.add(out.loss, out.auxLoss) : out.loss);
+            adam.step(0.01, clipScale(model.parameters(), 1).scale);
+            adam.zeroGrad();
+          });
+        // The optimiser makes its moments at the first step.
+        adam.prepare();
+        const backend = sg.defaultBackend();
+        const before = backend.memory().used;
+        backend.resetPeak();
+        for (let n = 0; n < 4; n++) {
+          step(n);
+          expect(backend.memory().used).toBe(before);
+        }
+        expect(backend.memory().peak).toBeGreaterThan(before);
+        adam.dispose();
+        model.dispose();
+      }
+      expect(sg.defaultBackend().memory().used).toBe(start);
+    });
+
+    it("learns: 60 steps on one small batch bring its loss below a third", () => {
+      const model = new LanguageModel({
+        vocabSize: V,
+        hiddenSize: 8,
+        lstmSize: 8,
+        middle: { ...MIDDLES["moe"]!, expertHiddenSize: 16 } as MiddleConfig,
+        dropout: 0,
+        sigmoid: true,
+        residual: true,
+        seed: 1,
+      });
+      const adam = new Adam(model.namedParameters());
+      const losses = Array.from({ length: 60 }, (_, step) =>
+        sg.scope(() => {
+          const { inputs, targets } = batch();
+          const out = model.forward({ inputs, targets }, { ...TRAINING, step });
+          sg.backward(sg.add(out.loss, out.auxLoss!));
+          adam.step(0.03);
+          adam.zeroGrad();
+          return out.loss.item();
+        }),
+      );
+      expect(losses.at(-1)).toBeLessThan(losses[0]! / 3);
+    });
+  });
+}
+
+describe("the cost of a model", () => {
+  useBackend(BACKENDS[0].make);
+  it("is that of Table 7 at width 512: millions of multiply-adds per token, and of parameters without embedding and softmax", () => {
+    const TABLE: [name: string, ops: number, parameters: number][] = [
+      ["MoE-1-Wide", 8.4, 8.4],
+      ["MoE-1-Deep", 8.4, 8.4],
+      ["4xLSTM", 8.4, 8.4],
+      ["MoE-4", 8.4, 8.4],
+      ["MoE-32", 8.4, 37.8],
+      ["MoE-256", 8.6, 272.9],
+    ];
+    for (const [name, ops, parameters] of TABLE) {
+      const cost = computeCost({
+        vocabSize: 2,
+        hiddenSize: 512,
+        lstmSize: 512,
+        middle: presetMiddle(name, { hiddenSize: 512 }),
+        dropout: 0,
+        sigmoid: true,
+        residual: true,
+        seed: 0,
+      });
+      // The table is rounded to one place.
+      expect(Math.abs(cost.opsPerTimestep / 1e6 - ops), name).toBeLessThan(0.06);
+      expect(Math.abs(cost.parameters / 1e6 - parameters), name).toBeLessThan(0.06);
+    }
+  });
+  it("counts the parameters that a model has, but for biases, embedding and softmax", () => {
+    for (const [middle, lstmSize] of [...Object.values(MIDDLES).map((m) => [m, D] as const), [MIDDLES["moe"]!, 5] as const]) {
+      const model = build(middle, { lstmSize });
+      const inner = [...model.namedParameters()].filter(([name]) => /^(lstm|moe|dense)\./.test(name) && !/bias$/i.test(name));
+      expect(computeCost(model.config).parameters).toBe(inner.reduce((s, [, p]) => s + p.size, 0));
+    }
+  });
+  it("presets: every name is known, in any case; others and too few experts are refused", () => {
+    for (const name of PRESET_NAMES)
+      expect(presetMiddle(name.toLowerCase(), { hiddenSize: 8 }).kind).toBe(
+        name.startsWith("MoE-1") ? "dense" : name.startsWith("MoE") ? "moe" : name === "LSTM" ? "none" : "lstm",
+      );
+    expect(() => presetMiddle("GPT-2", { hiddenSize: 8 })).toThrow(/^model: expected one of MoE-1-Wide, .* got "GPT-2"\.$/);
+    expect(() => presetMiddle("MoE-3", { hiddenSize: 8 })).toThrow("model: expected MoE-3 to have at least topK = 4 experts.");
+  });
+});
