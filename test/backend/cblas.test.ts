@@ -52,6 +52,38 @@ describe("selfTest", () => {
   });
 });
 
+describe("the products handed to a CBLAS", () => {
+  withBlas("have strides as long as their rows, which the library insists on, also where a side is 0", () => {
+    const backend = new CpuBackend({ threads: 1 });
+    const blas = backend.blas.found!;
+    const { sgemm } = blas;
+    const illegal: string[] = [];
+    let calls = 0;
+    blas.sgemm = (tA, tB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc) => {
+      calls++;
+      if (lda < Math.max(1, tA ? m : k) || ldb < Math.max(1, tB ? k : n) || ldc < Math.max(1, n)) illegal.push(`${m}×${n}×${k}${tA ? " Aᵀ" : ""}${tB ? " Bᵀ" : ""}: ${lda}, ${ldb}, ${ldc}`);
+      sgemm(tA, tB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    };
+    const [a, b, c] = [0, 1, 2].map(() => backend.alloc("float32", 64));
+    const offsets = backend.alloc("int32", 4);
+    const touched = backend.alloc("int32", 3);
+    backend.write(offsets, [0, 0, 2, 2]);
+    for (const m of [0, 1, 3]) {
+      for (const n of [0, 1, 3]) {
+        for (const k of [0, 1, 3]) {
+          for (const tA of [false, true]) for (const tB of [false, true]) backend.gemm(tA, tB, m, n, k, 1, a, tA ? m : k, b, tB ? k : n, 0, c, n);
+        }
+        backend.groupedGemm(offsets, 3, a, b, false, c, m, n);
+        backend.groupedGemm(offsets, 3, a, b, true, c, m, n);
+        backend.groupedGemmWeight(offsets, 3, a, b, c, touched, m, n, false);
+      }
+    }
+    backend.dispose();
+    expect(calls).toBeGreaterThan(30);
+    expect(illegal).toEqual([]);
+  });
+});
+
 describe("the memory a CBLAS computes on", () => {
   withBlas("stays where it is as it grows", () => {
     const memory = new WebAssembly.Memory({ initial: 1, maximum: 65536, shared: true });
