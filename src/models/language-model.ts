@@ -130,7 +130,6 @@ export class LanguageModel extends Module {
     for (const [i, layer] of this.lstm.entries()) {
       const { output, state } = layer.forward(x, states?.[i], resets);
       next.push(state);
-      visit(`lstm.${i}`, output);
       x = this.#residual(drop(output, 1 + i), x);
       watch(`lstm.${i}`, x, state.c);
       if (i > 0 || this.config.middle.kind === "none" || this.config.middle.kind === "lstm") continue;

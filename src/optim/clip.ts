@@ -2,7 +2,7 @@
 
 import { ConfigError, NonFiniteError, expectation } from "../core/errors.js";
 import { scope } from "../tensor/scope.js";
-import { zeros, type Tensor } from "../tensor/tensor.js";
+import { zeros, type Gradient, type Tensor } from "../tensor/tensor.js";
 
 /** √Σ g² over all gradients present, reading only the rows in use. */
 export function globalNorm(parameters: readonly Tensor[]): number {
@@ -28,12 +28,20 @@ function addSquares(p: Tensor, total: Tensor): void {
 export function clipScale(parameters: readonly Tensor[], maxNorm: number | undefined): { norm: number; scale: number } {
   if (maxNorm !== undefined && !(maxNorm > 0)) throw new ConfigError(expectation("clipScale", "maxNorm to be a number above 0", maxNorm));
   const norm = globalNorm(parameters);
-  if (!Number.isFinite(norm)) throw new NonFiniteError(`Gradient of ${nearestToLoss(parameters)} is not finite. Lower the learning rate, clip harder (maxGradNorm), or check the input for NaN.`);
+  if (!Number.isFinite(norm)) throw new NonFiniteError(`${whyNotFinite(parameters)} Lower the learning rate, clip harder (maxGradNorm), or check the input for NaN.`);
   return { norm, scale: maxNorm !== undefined && norm > maxNorm ? maxNorm / norm : 1 };
 }
 
 /** Parameters come about in the order of computation, and gradients the other way: what broke first is near the end, what it spoiled before it. */
-function nearestToLoss(parameters: readonly Tensor[]): string {
-  const culprit = parameters.findLast((p) => p.grad && !Number.isFinite(globalNorm([p])));
-  return culprit?.name || "the parameters (their squares overflow together)";
+function whyNotFinite(parameters: readonly Tensor[]): string {
+  const culprit = parameters.findLast((p) => p.grad && !gradientInUse(p.grad).every(Number.isFinite));
+  if (!culprit) return "Gradients are so large that their squares overflow.";
+  return `Gradient of ${culprit.name || `a parameter [${culprit.shape.join(", ")}]`} is not finite.`;
+}
+
+/** The elements of a gradient, without the slots that belong to no row. */
+function gradientInUse({ value, rows }: Gradient): number[] {
+  const flags = rows?.dataSync();
+  const width = flags ? value.size / Math.max(flags.length, 1) : 1;
+  return Array.from(value.dataSync()).filter((_, i) => !flags || flags[Math.floor(i / width)]! >= 0);
 }

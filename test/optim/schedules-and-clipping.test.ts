@@ -102,6 +102,14 @@ for (const { name, make } of BACKENDS) {
         expect(() => clipScale(parameters, undefined)).toThrow(expect.objectContaining({ name: "NonFiniteError" }));
       }
     });
+    it("names one by its shape that has no name, passes over rows that are not in use, and tells overflow from NaN", () => {
+      const rows = withGradient("rows", [1, NaN, 2, 2], [-1, 3]);
+      expect(() => clipScale([rows, withGradient("", [NaN])], 1)).toThrow("Gradient of a parameter [1] is not finite.");
+      // 1e25² is beyond float32, 1e300² beyond float64.
+      expect(() => clipScale([rows, withGradient("large", [name === "reference" ? 1e300 : 1e25])], 1)).toThrow(
+        "Gradients are so large that their squares overflow. Lower the learning rate",
+      );
+    });
     it("frees what it needs in passing", () => {
       const p = [withGradient("a", new Array<number>(5000).fill(1))];
       const before = p[0]!.backend.memory().used;
