@@ -1,6 +1,7 @@
 /** The language model with each kind of middle: gradients of loss + auxLoss by finite differences, Figure 1 put together by hand, memory, cost. */
 
 import { describe, expect, it } from "vitest";
+import { streamId } from "#sparsegate/core/random.js";
 import { LanguageModel, computeCost, type LanguageModelConfig, type MiddleConfig } from "#sparsegate/models/language-model.js";
 import { PRESET_NAMES, presetMiddle } from "#sparsegate/models/presets.js";
 import { logUniformCandidates } from "#sparsegate/nn/candidates.js";
@@ -94,22 +95,33 @@ for (const { name: backendName, make } of BACKENDS) {
 
     it("is Figure 1 and App. C: every layer's dropped output is added to its input, the MoE's after a sigmoid; dense stands where the MoE does", () => {
       for (const name of ["moe", "dense, two layers", "lstm", "none"]) {
-        for (const [sigmoid, residual] of [
-          [true, true],
-          [false, false],
+        for (const [sigmoid, residual, context] of [
+          [true, true, EVALUATION],
+          [false, false, EVALUATION],
+          [true, true, TRAINING],
         ] as const) {
           const model = build(MIDDLES[name]!, { sigmoid, residual });
           const { inputs, resets } = batch();
-          const join = (y: Tensor, x: Tensor): Tensor => (residual ? sg.add(y, x) : y);
-          let x = model.embedding.forward(inputs);
-          x = join(model.lstm[0]!.forward(x, undefined, resets).output, x);
+          const drop = (y: Tensor, layer: string): Tensor =>
+            context.training
+              ? sg.dropout(
+                  y,
+                  0.2,
+                  { seed: context.seed, stream: streamId("dropout", layer), step: context.step },
+                  context.firstRow * D,
+                )
+              : y;
+          const join = (y: Tensor, x: Tensor, layer: string): Tensor => (residual ? sg.add(drop(y, layer), x) : drop(y, layer));
+          let x = drop(model.embedding.forward(inputs), "embedding");
+          x = join(model.lstm[0]!.forward(x, undefined, resets).output, x, "lstm.0");
           if (model.moe || model.dense) {
-            const y = model.moe ? model.moe.forward(x, EVALUATION).output : model.dense!.forward(x);
-            x = join(sigmoid ? sg.sigmoid(y) : y, x);
+            const y = model.moe ? model.moe.forward(x, context).output : model.dense!.forward(x);
+            x = join(sigmoid ? sg.sigmoid(y) : y, x, "middle");
           }
-          for (const lstm of model.lstm.slice(1)) x = join(lstm.forward(x, undefined, resets).output, x);
+          for (const [i, lstm] of model.lstm.slice(1).entries())
+            x = join(lstm.forward(x, undefined, resets).output, x, `lstm.${i + 1}`);
           expect(model.lstm).toHaveLength(name === "lstm" ? 4 : 2);
-          close(model.hidden(inputs, EVALUATION, undefined, resets).output, x);
+          close(model.hidden(inputs, context, undefined, resets).output, x);
         }
       }
     });
