@@ -116,6 +116,23 @@ describe("Pool", () => {
       console.log(backend.readSync(x)[999999]);`)).toBe("2");
   });
 
+  it("lets the process end, and backends be disposed of, while workers still load the native library", () => {
+    // Stopping a thread that loads one takes the process down. With 16 threads most of these fall into the loading of some.
+    for (const ms of [20, 40, 60, 90]) {
+      expect(program(`
+        new CpuBackend({ threads: 16 });
+        console.log("before");
+        setTimeout(() => console.log("end"), ${ms});`)).toBe("before\nend");
+    }
+    expect(program(`
+      for (let i = 0; i < 20; i++) {
+        const backend = new CpuBackend({ threads: 3 });
+        await new Promise((done) => setTimeout(done, 5 * (i % 10)));
+        backend.dispose();
+      }
+      console.log("end");`)).toBe("end");
+  });
+
   it("takes the number of threads from SPARSEGATE_THREADS and starts no worker for 1", () => {
     const body = "const b = new CpuBackend(); console.log(b.threads, process.getActiveResourcesInfo().filter((r) => /Worker|MessagePort/.test(r)).length);";
     expect(program(body, { SPARSEGATE_THREADS: "1" })).toBe("1 0");

@@ -11,7 +11,7 @@ import { ITEM_SIZE, type Executor } from "./executor.js";
 /** Places in the control block (int32); what several threads write lies on cache lines of its own. */
 export const CTL = {
   epoch: 0, kernel: 1, argCount: 2, chunks: 3, chunkSize: 4, total: 5, stop: 6, job: 7,
-  left: 16, done: 32, mainWaits: 48, sleeping: 64, ready: 80, failed: 81, messageLength: 82, threadIds: 96,
+  left: 16, done: 32, mainWaits: 48, sleeping: 64, ready: 80, failed: 81, messageLength: 82, loading: 83, threadIds: 96,
 } as const;
 export const MAX_THREADS = 256;
 /** Most products in one job's list. */

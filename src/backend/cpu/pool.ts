@@ -37,6 +37,22 @@ export interface WorkerStart extends WorkerSetup {
   spins: number;
 }
 
+/**
+ * A thread that is stopped while it loads a native library takes the process down with it ("napi_throw"). So no worker is ever terminated: told to stop, it
+ * ends by itself. And a process that ends, which stops its workers whatever they do, waits for those that are loading.
+ */
+const controls = new Set<Control>();
+/** Loading takes milliseconds, on a busy machine tenths of seconds. */
+const LOADING_MS = 10_000;
+
+process.once("exit", () => {
+  for (const { ctl } of controls) Atomics.store(ctl, CTL.stop, 1);
+  const until = Date.now() + LOADING_MS;
+  for (const { ctl } of controls) {
+    for (let loading = 0; (loading = Atomics.load(ctl, CTL.loading)) > 0 && Date.now() < until; ) Atomics.wait(ctl, CTL.loading, loading, 50);
+  }
+});
+
 export class Pool {
   readonly #workers: Worker[] = [];
   readonly #spins: number;
@@ -58,6 +74,8 @@ export class Pool {
       worker.on("exit", () => (this.#broken ??= "A worker thread ended by itself"));
       this.#workers.push(worker);
     }
+    for (const old of controls) if (Atomics.load(old.ctl, CTL.stop) !== 0 && Atomics.load(old.ctl, CTL.loading) === 0) controls.delete(old);
+    if (setups.length > 0) controls.add(control);
   }
 
   /**
@@ -97,7 +115,6 @@ export class Pool {
     Atomics.store(ctl, CTL.stop, 1);
     Atomics.add(ctl, CTL.epoch, 1);
     Atomics.notify(ctl, CTL.epoch);
-    for (const worker of this.#workers) void worker.terminate();
     this.#workers.length = 0;
   }
 

@@ -21,13 +21,26 @@ function threadId(): number {
   }
 }
 
+/** What this thread computes with; undefined when the pool was stopped before it came to it. */
+function begin(): Executor | undefined {
+  // Counted before looking at `stop`, which is set before the count is read: either this thread loads nothing, or it is waited for (see pool.ts).
+  Atomics.add(ctl, CTL.loading, 1);
+  try {
+    if (Atomics.load(ctl, CTL.stop) !== 0) return undefined;
+    const blas = start.blas === undefined ? undefined : openCblas(start.blas);
+    return new Executor(instantiate(start.module, start.memory), start.names, control.items, start.scratch, start.memory, blas);
+  } finally {
+    Atomics.sub(ctl, CTL.loading, 1);
+    Atomics.notify(ctl, CTL.loading);
+  }
+}
+
 try {
-  const blas = start.blas === undefined ? undefined : openCblas(start.blas);
-  const executor = new Executor(instantiate(start.module, start.memory), start.names, control.items, start.scratch, start.memory, blas);
+  const executor = begin();
   Atomics.store(ctl, CTL.threadIds + start.slot, threadId());
   Atomics.add(ctl, CTL.ready, 1);
   Atomics.notify(ctl, CTL.ready);
-  while (Atomics.load(ctl, CTL.stop) === 0) {
+  while (executor && Atomics.load(ctl, CTL.stop) === 0) {
     const seen = Atomics.load(ctl, CTL.epoch);
     control.takeChunks(executor);
     let spins = start.spins;
