@@ -159,6 +159,7 @@ describe("the gradient of sampled softmax", () => {
 });
 
 describe("logUniformCandidates", () => {
+  useBackend(BACKENDS[1].make);
   /** P(c) = log((c + 2)/(c + 1)) / log(V + 1). */
   const probability = (c: number, classes: number): number => Math.log((c + 2) / (c + 1)) / Math.log(classes + 1);
 
