@@ -138,7 +138,7 @@ const bad: Record<string, [call: () => unknown, kind: Kind, says: string]> = {
   "too short a bias": [
     () => sg.linearCrossEntropy(zeros([1, 2]), zeros([3, 2]), zeros([2]), int([1])),
     TensorError,
-    "linearCrossEntropy: expected a bias of 3 elements (one a class), got shape [2].",
+    "linearCrossEntropy: expected bias (3), got [2].",
   ],
   "the value of a vector": [
     () => zeros([2]).item(),

@@ -252,7 +252,7 @@ describe("the cost of a model", () => {
       expect(presetMiddle(name.toLowerCase(), { hiddenSize: 8 }).kind).toBe(
         name.startsWith("MoE-1") ? "dense" : name.startsWith("MoE") ? "moe" : name === "LSTM" ? "none" : "lstm",
       );
-    expect(() => presetMiddle("GPT-2", { hiddenSize: 8 })).toThrow(/^model: expected one of MoE-1-Wide, .* got "GPT-2"\.$/);
-    expect(() => presetMiddle("MoE-3", { hiddenSize: 8 })).toThrow("model: expected MoE-3 to have at least topK = 4 experts.");
+    expect(() => presetMiddle("GPT-2", { hiddenSize: 8 })).toThrow(/^model \(--model\): expected one of MoE-1-Wide, .* got "GPT-2"\.$/);
+    expect(() => presetMiddle("MoE-3", { hiddenSize: 8 })).toThrow("model (--model): expected at least the 4 experts that a token uses (--top-k), got \"MoE-3\".");
   });
 });

@@ -89,12 +89,12 @@ for (const { name, make } of BACKENDS) {
       expect(clipScale(p, undefined)).toEqual({ norm: 5, scale: 1 });
       expect(clipScale([sg.zeros([2])], 1)).toEqual({ norm: 0, scale: 1 });
     });
-    it("names the first parameter whose gradient is not finite", () => {
+    it("names the parameter nearest the loss whose gradient is not finite", () => {
       for (const bad of [NaN, Infinity, -Infinity]) {
         const parameters = [
-          withGradient("first", [1, 2]),
+          withGradient("first", [bad]),
           withGradient("moe.gate.weight", [1, bad]),
-          withGradient("last", [bad]),
+          withGradient("last", [1, 2]),
         ];
         expect(() => clipScale(parameters, 1)).toThrow(
           "Gradient of moe.gate.weight is not finite. Lower the learning rate, clip harder (maxGradNorm), or check the input for NaN.",
