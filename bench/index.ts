@@ -6,6 +6,7 @@ import { lmStep } from "./lm-step.js";
 import { memory } from "./memory.js";
 import { moeLayer } from "./moe-layer.js";
 import { peers } from "./peers.js";
+import { ptb } from "./ptb.js";
 
 export const benchmarks: Record<string, Benchmark> = {
   "moe-layer": moeLayer,
@@ -13,4 +14,5 @@ export const benchmarks: Record<string, Benchmark> = {
   gemm,
   "lm-step": lmStep,
   memory,
+  ptb,
 };
