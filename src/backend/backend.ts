@@ -47,6 +47,11 @@ export interface RandomKey {
   readonly step: number;
 }
 
+/** A deviation of the noise up to this counts as none: drawing again changes nothing, and a quotient by it would be ∞ or NaN. */
+export const NO_NOISE = 1e-30;
+/** Φ is 0 or 1 in float64 beyond so many standard deviations. */
+export const MAX_DEVIATIONS = 100;
+
 /** Memory of a backend, in bytes. */
 export interface MemoryUse {
   /** Bytes in live buffers. */
@@ -128,9 +133,9 @@ export interface Backend {
     beta: number, c: Buf, ldc: number, strideC: number): void;
   /**
    * For each group e: rows offsets[e]..offsets[e+1] of y = those rows of x times w[e] (or w[e]ᵀ).
-   * x M×p, y M×q, w groups×p×q (transW: groups×q×p). Rows beyond offsets[groups] are left alone.
+   * x M×p, y M×q, w groups×p×q (transW: groups×q×p). Rows of y beyond offsets[groups], of m in all, become zero.
    */
-  groupedGemm(offsets_E1: Buf, groups: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number): void;
+  groupedGemm(offsets_E1: Buf, groups: number, m: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number): void;
   /**
    * dw[e] (p×q) = x[rows of e]ᵀ · dy[rows of e]; groups without rows are not touched, and touched[e] = e or -1
    * where there are none. With `accumulate`, adds where touched[e] was ≥ 0 before, writes where it was -1.
@@ -140,10 +145,13 @@ export interface Backend {
   // ---- rows ---------------------------------------------------------------------------------------------------
   /** out[r] = src[index[r]], or zeros where the index is -1. */
   gatherRows(src: Buf, index: Buf, out: Buf, rows: number, width: number): void;
-  /** y[n] = Σ_k weights[n,k] · src[position[n,k]] (weights null: all 1); position -1 adds nothing. */
-  combineRows(src: Buf, position_NK: Buf, weights_NK: Buf | null, y: Buf, n: number, k: number, width: number): void;
-  /** dSrc[position[n,k]] = weights[n,k]·dy[n]; dWeights[n,k] = dy[n]·src[position[n,k]] (0 for -1). Rows of dSrc that no position names are left alone. Either output may be null. */
-  combineRowsGrad(src: Buf, position_NK: Buf, weights_NK: Buf, dy: Buf, dSrc: Buf | null, dWeights_NK: Buf | null, n: number, k: number, width: number): void;
+  /**
+   * y[n] = Σ weights[j] · src[position[j]] over the assignments j of row n (weights null: all 1); position -1 adds nothing. Row n has the assignments
+   * rowOffsets[n]..rowOffsets[n+1], or n·k..(n+1)·k where rowOffsets is null.
+   */
+  combineRows(src: Buf, position_M: Buf, weights_M: Buf | null, rowOffsets_N1: Buf | null, y: Buf, n: number, k: number, width: number): void;
+  /** dSrc[position[j]] = weights[j]·dy[n]; dWeights[j] = dy[n]·src[position[j]] (0 for -1). Rows of dSrc that no position names, and weights of no row, are left alone. Either output may be null. */
+  combineRowsGrad(src: Buf, position_M: Buf, weights_M: Buf, rowOffsets_N1: Buf | null, dy: Buf, dSrc: Buf | null, dWeights_M: Buf | null, n: number, k: number, width: number): void;
   /** Adds bias[e] to the rows of group e: y[r] = x[r] + bias[group of r]. y may be x. */
   groupedBias(offsets_E1: Buf, groups: number, x: Buf, bias_EW: Buf, y: Buf, width: number): void;
   /** dBias[e] = Σ dy[rows of e] (0 without rows); touched[e] = e, or -1 without rows. */
@@ -153,6 +161,17 @@ export interface Backend {
    * the places of expert e; position[j] = place of j, or -1 where expert is -1. Unused tail of order is -1.
    */
   routeByExpert(expert_M: Buf, m: number, groups: number, offsets_E1: Buf, order_M: Buf, position_M: Buf): void;
+  /**
+   * Gives each of `groups` experts at most `capacity` assignments; the rest of expert_M (n·k of them, k a row) becomes -1. First come, first served,
+   * all first choices before all second ones (priority null); or those of the highest priority, equal ones by the same order, NaN last.
+   */
+  limitPerExpert(expert_NK: Buf, priority_NK: Buf | null, n: number, k: number, groups: number, capacity: number): void;
+  /** out[i] = index[i] < 0 ? -1 : src[index[i]], int32. */
+  gatherIndices(src: Buf, index: Buf, out: Buf, n: number): void;
+  /** out[i] = a[i] + scale·b[floor(i / divisor)], -1 where either is -1; int32. */
+  addIndices(a: Buf, b: Buf, scale: number, divisor: number, out: Buf, n: number): void;
+  /** out[i] = keep[i] > 0 ? index[i] : -1 (keep float32; NaN keeps nothing). out may be index. */
+  maskIndices(index: Buf, keep: Buf, out: Buf, n: number): void;
   /** out[i] = index[i] < 0 ? -1 : floor(index[i] / divisor), int32. Turns assignments into rows (divisor K). */
   divideIndex(index: Buf, divisor: number, out: Buf, n: number): void;
   /**
@@ -212,15 +231,36 @@ export interface Backend {
   /** From dh and dc (gradient from the next step, overwritten by that for cPrev) to dGates (pre-activation). dGates may be gates. */
   lstmCellGrad(gates: Buf, cPrev: Buf, c: Buf, dh: Buf, dc: Buf, dGates: Buf, rows: number, hidden: number): void;
 
-  // ---- gating (Shazeer et al. 2017, App. A) ------------------------------------------------------------------------
+  // ---- gating (Shazeer et al. 2017) --------------------------------------------------------------------------------
   /**
-   * P[r, i] = Φ((clean[r, i] − threshold) / std[r, i]), threshold = kth_excluding(noisy[r], k, i): topValues[r, k] where i is among the first k of
-   * topIndices[r], topValues[r, k−1] elsewhere. topValues and topIndices are rows×min(k+1, cols), from `topK` of noisy. k = cols: P = 1.
-   * Where std is at most 1e-30 drawing again changes nothing: P is 1 for the chosen, 0 for the others, and has no gradient.
+   * Noisy top-k gating (section 2.1, App. A), row by row: std = softplus(raw), noisy = clean + ε·std, its min(k+1, cols) largest with their experts as from
+   * `topK`, and the load: load[s, i] = Σ over the rows of segment s of P(x, i) = Φ((clean_i − kth_excluding(noisy, k, i)) / std_i), the threshold being
+   * topValues[k] for the k chosen and topValues[k−1] for the others (P = 1 where k = cols). Where std is at most NO_NOISE, P is 1 for the chosen and 0 for
+   * the others, without a gradient.
+   *
+   * @param key ε of row r is elements (start + rowIds[r])·cols.. of this normal stream; rowIds null: r itself
+   * @param offsets_S1 segment s has the rows offsets[s]..offsets[s+1]; null: `segments` parts of equal size (the last may be smaller). Rows beyond the
+   * last offset get values of 0 and experts of -1.
    */
-  loadProbability(clean: Buf, std: Buf, topValues: Buf, topIndices: Buf, p: Buf, rows: number, cols: number, k: number): void;
-  /** Gradients to clean, std (rows×cols) and topValues (rows×min(k+1, cols)), all overwritten. */
-  loadProbabilityGrad(clean: Buf, std: Buf, topValues: Buf, topIndices: Buf, dp: Buf, dClean: Buf, dStd: Buf, dTopValues: Buf, rows: number, cols: number, k: number): void;
+  noisyTopK(clean: Buf, raw: Buf, key: RandomKey, start: number, rowIds: Buf | null, offsets_S1: Buf | null, segments: number,
+    topValues: Buf, topIndices: Buf, load_SE: Buf, rows: number, cols: number, k: number): void;
+  /**
+   * Gradients to clean and raw (rows×cols, overwritten; 0 beyond the last offset) from those of topValues (null: none) and of the load. dLoad has a row a
+   * segment, or one for all where offsets is null; null: none.
+   */
+  noisyTopKGrad(clean: Buf, raw: Buf, topValues: Buf, topIndices: Buf, dTopValues: Buf | null, dLoad: Buf | null, offsets_S1: Buf | null, segments: number,
+    dClean: Buf, dRaw: Buf, rows: number, cols: number, k: number): void;
+  /**
+   * For each column of each segment the m = clamp(floor(k·rows / cols), 1, rows) largest values (App. F's batchwise mask; rows: those of the segment):
+   * row r of segment s is chosen for column i where x[r, i] > cut[s, i], or equals it and r ≤ cutRow[s, i]. Equal values by lower row; NaN counts as −∞.
+   */
+  columnCuts(x: Buf, offsets_S1: Buf | null, segments: number, rows: number, cols: number, k: number, cut: Buf, cutRow: Buf): void;
+  /**
+   * Lists the elements of x above the cuts, row by row: column, row and the place where each row begins (rowOffsets, rows + 1). Without cutRow an element
+   * must be greater than the cut. A null list is not written: rowOffsets[rows] then tells how long it has to be. Unused tails (up to `length`) are -1.
+   */
+  listAbove(x: Buf, cut: Buf, cutRow: Buf | null, offsets_S1: Buf | null, segments: number, rows: number, cols: number,
+    column_M: Buf | null, row_M: Buf | null, rowOffsets_N1: Buf, length: number): void;
   /** out[0] = CV(x)² = population variance / mean² (0 where the mean is 0, or n = 1). */
   cvSquared(x: Buf, n: number, out: Buf): void;
   /** dx = dy[0] · ∂CV²/∂x. */
@@ -233,6 +273,8 @@ export interface Backend {
   randomNormal(out: Buf, n: number, key: RandomKey, start: number, mean: number, std: number): void;
   /** y = x/(1−rate) where the uniform element start + i ≥ rate, else 0. y may be x. Its gradient is itself. */
   dropout(x: Buf, y: Buf, n: number, rate: number, key: RandomKey, start: number): void;
+  /** `dropout` of rows that stand in another order: row r draws elements (start + rowIds[r])·width.. of the stream; zeros where rowIds[r] is -1. */
+  dropoutRows(x: Buf, y: Buf, rowIds: Buf, rows: number, width: number, rate: number, key: RandomKey, start: number): void;
 
   // ---- optimisers ------------------------------------------------------------------------------------------------
   /** out[0] += Σ x² over n elements, or over the slots with rows[s] ≥ 0 (each width wide) when rows is given. */

@@ -137,3 +137,12 @@ export function randomNormal(begin: i32, end: i32, out: usize, n: i32, seedLo: u
 export function dropout(begin: i32, end: i32, x: usize, y: usize, n: i32, rate: f32, seedLo: u32, seedHi: u32, stream: u32, step: u32, start: f64): void {
   draw(DROPOUT, begin, end, x, y, seedLo, seedHi, stream, step, start, rate, 1 / (1 - rate), 0);
 }
+
+export function dropoutRows(begin: i32, end: i32, x: usize, y: usize, rowIds: usize, rows: i32, width: i32, rate: f32, seedLo: u32, seedHi: u32, stream: u32, step: u32, start: f64): void {
+  for (let r = begin; r < end; r++) {
+    const at = <usize>r * <usize>width << 2;
+    const id = load<i32>(rowIds + ((<usize>r) << 2));
+    if (id < 0) memory.fill(y + at, 0, (<usize>width) << 2);
+    else draw(DROPOUT, 0, width, x + at, y + at, seedLo, seedHi, stream, step, (start + <f64>id) * <f64>width, rate, 1 / (1 - rate), 0);
+  }
+}

@@ -1,5 +1,6 @@
 /** Rows by index: gather, combine, route, segment sums, and additions at given places. */
 
+import { cutOf, orderOf } from "./select";
 import { addRow, copyRow, dotOf, fillRow, madd, sumRows } from "./vectors";
 
 // @ts-ignore: decorator
@@ -46,11 +47,12 @@ function scaledRow(x: usize, weight: f32, y: usize, n: i32, add: bool): void {
   }
 }
 
-export function combineRows(begin: i32, end: i32, src: usize, position: usize, weights: usize, y: usize, n: i32, k: i32, width: i32): void {
+export function combineRows(begin: i32, end: i32, src: usize, position: usize, weights: usize, rowOffsets: usize, y: usize, n: i32, k: i32, width: i32): void {
   for (let r = begin; r < end; r++) {
     const to = row(y, r, width);
     let first = true;
-    for (let a = r * k; a < (r + 1) * k; a++) {
+    const stop = rowOffsets ? int(rowOffsets, r + 1) : (r + 1) * k;
+    for (let a = rowOffsets ? int(rowOffsets, r) : r * k; a < stop; a++) {
       const at = int(position, a);
       if (at < 0) continue;
       const from = row(src, at, width);
@@ -63,15 +65,84 @@ export function combineRows(begin: i32, end: i32, src: usize, position: usize, w
   }
 }
 
-export function combineRowsGrad(begin: i32, end: i32, src: usize, position: usize, weights: usize, dy: usize, dSrc: usize, dWeights: usize, n: i32, k: i32, width: i32): void {
+export function combineRowsGrad(begin: i32, end: i32, src: usize, position: usize, weights: usize, rowOffsets: usize, dy: usize, dSrc: usize, dWeights: usize, n: i32, k: i32, width: i32): void {
   for (let r = begin; r < end; r++) {
     const from = row(dy, r, width);
-    for (let a = r * k; a < (r + 1) * k; a++) {
+    const stop = rowOffsets ? int(rowOffsets, r + 1) : (r + 1) * k;
+    for (let a = rowOffsets ? int(rowOffsets, r) : r * k; a < stop; a++) {
       const at = int(position, a);
       const here = (<usize>a) << 2;
       if (dWeights) store<f32>(dWeights + here, at < 0 ? 0 : <f32>dotOf(from, row(src, at, width), width));
       if (dSrc && at >= 0) scaledRow(from, load<f32>(weights + here), row(dSrc, at, width), width, false);
     }
+  }
+}
+
+/** scratch: a counter for each expert; with priorities also groups + 1 offsets, a place and a number for each assignment, and a number. */
+export function limitPerExpert(begin: i32, end: i32, expert: usize, priority: usize, n: i32, k: i32, groups: i32, capacity: i32, scratch: usize): void {
+  const m = n * k;
+  const counts = scratch;
+  for (let e = 0; e <= groups; e++) setInt(counts, e, 0);
+  if (!priority) {
+    for (let a = 0; a < k; a++) {
+      for (let j = a; j < m; j += k) {
+        const e = int(expert, j);
+        if (e < 0) continue;
+        const count = int(counts, e);
+        setInt(counts, e, count + 1);
+        if (count >= capacity) setInt(expert, j, -1);
+      }
+    }
+    return;
+  }
+  // Group the assignments by expert, in the order of arrival, as in routeByExpert; then cut each expert's list.
+  const order = scratch + ((<usize>(groups + 1)) << 2), values = order + ((<usize>m) << 2), cut = values + ((<usize>m) << 3);
+  for (let j = 0; j < m; j++) if (int(expert, j) >= 0) setInt(counts, int(expert, j), int(counts, int(expert, j)) + 1);
+  let total = 0;
+  for (let e = 0; e < groups; e++) {
+    const count = int(counts, e);
+    setInt(counts, e, total);
+    total += count;
+  }
+  for (let a = 0; a < k; a++) {
+    for (let j = a; j < m; j += k) {
+      const e = int(expert, j);
+      if (e < 0) continue;
+      const at = int(counts, e);
+      setInt(counts, e, at + 1);
+      setInt(order, at, j);
+      store<f32>(values + ((<usize>at) << 2), load<f32>(priority + ((<usize>j) << 2)));
+    }
+  }
+  for (let e = 0, from = 0; e < groups; e++) {
+    const stop = int(counts, e);
+    if (stop - from > capacity) {
+      const mine = values + ((<usize>from) << 2);
+      const last = capacity > 0 ? cutOf(mine, 4, stop - from, capacity, values + ((<usize>m) << 2), cut) : -1;
+      for (let at = from; at < stop; at++) {
+        const v = orderOf(load<f32>(values + ((<usize>at) << 2)));
+        if (last < 0 || v < load<f32>(cut) || (v == load<f32>(cut) && at - from > last)) setInt(expert, int(order, at), -1);
+      }
+    }
+    from = stop;
+  }
+}
+
+export function addIndices(begin: i32, end: i32, a: usize, b: usize, scale: i32, divisor: i32, out: usize, n: i32): void {
+  for (let i = begin; i < end; i++) {
+    const first = int(a, i), second = int(b, i / divisor);
+    setInt(out, i, first < 0 || second < 0 ? -1 : first + scale * second);
+  }
+}
+
+export function maskIndices(begin: i32, end: i32, index: usize, keep: usize, out: usize, n: i32): void {
+  for (let i = begin; i < end; i++) setInt(out, i, load<f32>(keep + ((<usize>i) << 2)) > 0 ? int(index, i) : -1);
+}
+
+export function gatherIndices(begin: i32, end: i32, src: usize, index: usize, out: usize, n: i32): void {
+  for (let i = begin; i < end; i++) {
+    const at = int(index, i);
+    setInt(out, i, at < 0 ? -1 : int(src, at));
   }
 }
 

@@ -1,39 +1,65 @@
 /** The sparsely-gated mixture-of-experts layer: y = Σ_i G(x)_i · E_i(x) over the experts the gate picks (Shazeer et al. 2017, eq. 1). */
 
 import { checkInteger } from "../core/checks.js";
-import { ConfigError, TensorError } from "../core/errors.js";
+import { ConfigError, expectation, TensorError } from "../core/errors.js";
 import { Module, type RunContext } from "../nn/module.js";
+import { add } from "../tensor/ops/elementwise.js";
+import { addIndices, gatherIndices } from "../tensor/ops/gating.js";
 import { combine, dispatch, routeByExpert, type Routing } from "../tensor/ops/rows.js";
 import { reshape } from "../tensor/ops/shape.js";
-import type { Tensor } from "../tensor/tensor.js";
-import { FeedForwardExperts, ModuleExperts, type ExpertModule, type Experts } from "./experts.js";
-import type { Gate, GateOutput } from "./gate.js";
-import { NoisyTopKGate } from "./noisy-top-k.js";
+import { tensor, type Tensor } from "../tensor/tensor.js";
+import type { CapacityOptions } from "./capacity.js";
+import { ModuleExperts, type ExpertModule, type Experts } from "./experts.js";
+import { FeedForwardExperts, type Activation } from "./feed-forward.js";
+import type { Gate } from "./gates/gate.js";
+import { isGate, makeGate, type GateConfig } from "./gates/index.js";
+import { addLosses, balanceLoss } from "./losses.js";
 
-/** Sizes, balance losses and experts of an `MoE` layer. */
-export interface MoEOptions {
-  /** Width D of input and output. */
-  hiddenSize: number;
-  /** E */
-  numExperts: number;
-  /**
-   * K, experts a row uses. Default 4, the paper's flat layers (App. C), or numExperts when there are fewer. With 1 the softmax over the kept logit is
-   * constant 1: the gate then learns from the balance losses alone, not from the task (the paper asks for k > 1, section 2.1).
-   */
-  topK?: number;
-  /** Hidden width F of the feed-forward experts. Default 2·hiddenSize, as in the paper (512 → 1024 → 512). */
-  expertHiddenSize?: number;
+/** Experts of an `MoE` layer. */
+export interface ExpertOptions {
+  /** Hidden width F of the feed-forward experts, or the widths of several hidden layers. Default 2·hiddenSize, as in the paper (512 → 1024 → 512). */
+  expertHiddenSize?: number | readonly number[];
+  /** Between the layers of an expert: relu (default, the paper's), gelu or swiglu. */
+  activation?: Activation;
   /** Biases in the feed-forward experts. Default false, as in the paper. */
   bias?: boolean;
-  /** Weight of the importance loss. Default 0.1 (App. C). */
-  importanceWeight?: number;
-  /** Weight of the load loss. Default 0.1 (App. C). */
-  loadWeight?: number;
+  /** Dropout on the experts' hidden activations. Default 0. */
+  expertDropout?: number;
+  /** Compute the experts' hidden activations again in the backward pass instead of keeping them (App. D). Default false. */
+  recompute?: boolean;
+  /** Experts that every row uses, whatever the gate says (DeepSeek): their outputs are added with weight 1. Default 0. */
+  sharedExperts?: number;
   /**
    * One module per expert, or a function making expert i, instead of the built-in feed-forward ones. They map (rows, D) to (rows, D).
    * Name each differently: parameters of one name start with the same random numbers.
    */
   experts?: readonly ExpertModule[] | ((index: number) => ExpertModule);
+}
+
+/** Losses and limits that every gate knows; left out, each gate has its own defaults. */
+export interface BalanceOptions extends CapacityOptions {
+  /** Weight of the importance loss. Noisy top-k: 0.1 (App. C). */
+  importanceWeight?: number;
+  /** Weight of the load loss, for gates with a smooth load. Noisy top-k: 0.1 (App. C). */
+  loadWeight?: number;
+  /** Weight of the router z-loss (ST-MoE: 0.001). Default 0. */
+  zLossWeight?: number;
+}
+
+/** Sizes, gate, balance losses and experts of an `MoE` layer. */
+export interface MoEOptions extends ExpertOptions, BalanceOptions {
+  /** Width D of input and output. */
+  hiddenSize: number;
+  /** E */
+  numExperts: number;
+  /**
+   * K, experts a row uses. Default 4 with noisy top-k, the paper's flat layers (App. C), or numExperts when there are fewer; other gates have their own.
+   * With 1 the softmax over the kept logit is constant 1: a noisy top-k gate then learns from the balance losses alone (the paper asks for k > 1, section
+   * 2.1; the Switch gate is made for one expert a row).
+   */
+  topK?: number;
+  /** Name of a gate, name and options, or a gate. Default noisy-top-k. A gate made elsewhere keeps its own losses and limits. */
+  gate?: GateConfig | Gate;
   name?: string;
   seed?: number;
 }
@@ -44,14 +70,17 @@ export interface MoEOutput {
   output: Tensor;
   /** Scalar: add it to the loss. */
   auxLoss: Tensor;
-  /** (E) Σ gate values, and (E) rows per expert (a smooth estimate while training). */
+  /** (E) Σ gate values, and (E) rows per expert (a smooth estimate while training, where the gate has one), before anything was dropped. */
   importance: Tensor;
   load: Tensor;
-  /** (N, K) the chosen experts and their weights, best first. */
+  /** The chosen experts, -1 where dropped, and their weights: (N, K), best first; or (M) in the order of rows, `rowOffsets` (N+1) saying where each begins. */
   experts: Tensor;
   gates: Tensor;
+  rowOffsets?: Tensor;
   /** (E+1) int32: expert e got routing.offsets[e+1] − routing.offsets[e] rows. */
   routing: Routing;
+  /** Assignments before capacity dropped any, where their number does not depend on the data. */
+  requested?: number;
 }
 
 /**
@@ -61,7 +90,7 @@ export interface MoEOutput {
  * const moe = new MoE({ hiddenSize: 512, numExperts: 16, topK: 4, expertHiddenSize: 1024 });
  * const { output, auxLoss } = moe.forward(randomNormal([4, 1024, 512]));
  * ```
- * Experts without rows cost nothing and get no update. No row is ever dropped. A batch without rows gives an empty output and no loss. A row that is
+ * Experts without rows cost nothing and get no update. No row is dropped, unless `capacityFactor` is set. A batch without rows gives an empty output and no loss. A row that is
  * not finite gives NaN in its own output and in the losses; other rows' outputs are right.
  */
 export class MoE extends Module {
@@ -69,23 +98,23 @@ export class MoE extends Module {
   readonly numExperts: number;
   readonly gate: Gate;
   readonly experts: Experts;
+  /** The experts that every row uses, as one wide feed-forward network. */
+  readonly shared: FeedForwardExperts | undefined;
 
   constructor(options: MoEOptions) {
     super();
-    const { hiddenSize, numExperts, topK = Math.min(4, numExperts), expertHiddenSize = 2 * hiddenSize, name = "moe", seed = 0 } = options;
+    const { hiddenSize, numExperts, topK, gate = "noisy-top-k", sharedExperts = 0, name = "moe", seed = 0 } = options;
     this.hiddenSize = checkInteger("MoE", "hiddenSize", hiddenSize, { min: 1 });
     this.numExperts = checkInteger("MoE", "numExperts", numExperts, { min: 1 });
-    this.gate = new NoisyTopKGate({
-      hiddenSize,
-      numExperts,
-      topK,
-      ...(options.importanceWeight === undefined ? {} : { importanceWeight: options.importanceWeight }),
-      ...(options.loadWeight === undefined ? {} : { loadWeight: options.loadWeight }),
-      name: `${name}.gate`,
-    });
-    this.experts = options.experts
-      ? customExperts(options.experts, numExperts)
-      : new FeedForwardExperts({ numExperts, hiddenSize, expertHiddenSize, bias: options.bias ?? false, name: `${name}.experts`, seed });
+    if (isGate(gate)) this.gate = gate;
+    else this.gate = makeGate({ ...(typeof gate === "string" ? { type: gate } : gate), ...balanceOf(options) } as GateConfig, { hiddenSize, numExperts, topK, name: `${name}.gate`, seed });
+    if (this.gate.numExperts !== numExperts) throw new ConfigError(expectation("MoE", `a gate of ${numExperts} experts (numExperts)`, this.gate.numExperts));
+    const { expertHiddenSize = 2 * hiddenSize, activation = "relu", bias = false, expertDropout = 0, recompute = false } = options;
+    const ofExperts = { hiddenSize, activation, bias, expertDropout, recompute, seed };
+    this.experts = options.experts ? customExperts(options.experts, numExperts) : new FeedForwardExperts({ ...ofExperts, numExperts, expertHiddenSize, name: `${name}.experts` });
+    checkInteger("MoE", "sharedExperts", sharedExperts, { min: 0 });
+    const widths = typeof expertHiddenSize === "number" ? [expertHiddenSize] : expertHiddenSize;
+    if (sharedExperts > 0) this.shared = new FeedForwardExperts({ ...ofExperts, numExperts: 1, expertHiddenSize: widths.map((width) => width * sharedExperts), name: `${name}.shared` });
   }
 
   /**
@@ -98,20 +127,37 @@ export class MoE extends Module {
       throw new TensorError(`MoE.forward: expected x of width ${this.hiddenSize} (hiddenSize), got ${x.shape.at(-1) ?? "a scalar"}. Did the embedding size change?`);
     }
     const x_ND = x.rank === 2 ? x : reshape(x, [-1, this.hiddenSize]);
-    const gated: GateOutput = this.gate.forward(x_ND, context);
-    const routing = routeByExpert(gated.experts_NK, this.numExperts);
-    const out_MD = this.experts.forward(dispatch(x_ND, routing), routing.offsets_E1, context);
-    const y_ND = combine(out_MD, gated.gates_NK, routing);
+    const gated = this.gate.forward(x_ND, context);
+    const { experts, gates, rows, rowOffsets, importance, load, requested } = gated;
+    const routing = routeByExpert(gated, this.numExperts);
+    // Numbered by row and expert, which do not depend on the rest of the batch.
+    const rowIds = (): Tensor => addIndices(gatherIndices(reshape(experts, [-1]), routing.order), routing.rows, this.numExperts);
+    let y_ND = combine(this.experts.forward(dispatch(x_ND, routing), routing.offsets, context, rowIds), gates, routing);
+    if (this.shared) y_ND = add(y_ND, this.#sharedOutput(x_ND, context));
     return {
       output: x.rank === 2 ? y_ND : reshape(y_ND, x.shape),
-      auxLoss: gated.auxLoss,
-      importance: gated.importance_E,
-      load: gated.load_E,
-      experts: gated.experts_NK,
-      gates: gated.gates_NK,
+      auxLoss: addLosses(gated.loss, balanceLoss(importance, gated.smoothLoad ? load : undefined, this.gate)),
+      importance,
+      load,
+      experts,
+      gates,
+      ...(rows && rowOffsets ? { rowOffsets } : {}),
       routing,
+      ...(requested === undefined ? {} : { requested }),
     };
   }
+
+  #sharedOutput(x_ND: Tensor, context: RunContext): Tensor {
+    const rows = x_ND.shape[0]!;
+    const offsets = tensor([0, rows], [2], "int32", x_ND.backend);
+    return this.shared!.forward(x_ND, offsets, context, () => tensor(Int32Array.from({ length: rows }, (_, i) => i), [rows], "int32", x_ND.backend));
+  }
+}
+
+/** The options of balance and capacity that are set. */
+function balanceOf({ importanceWeight, loadWeight, zLossWeight, capacityFactor, evalCapacityFactor, dropPolicy }: BalanceOptions): BalanceOptions {
+  const all = { importanceWeight, loadWeight, zLossWeight, capacityFactor, evalCapacityFactor, dropPolicy };
+  return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined)) as BalanceOptions;
 }
 
 function customExperts(given: NonNullable<MoEOptions["experts"]>, numExperts: number): Experts {

@@ -35,6 +35,13 @@ export abstract class Module {
     return [...new Set(this.namedParameters().values())];
   }
 
+  /** Every tensor that a checkpoint must hold: parameters, and the buffers that change without gradients (`buffer`), by path. */
+  namedState(prefix = ""): Map<string, Tensor> {
+    const found = new Map<string, Tensor>();
+    for (const [property, value] of Object.entries(this)) collect(found, value, prefix ? `${prefix}.${property}` : property, true);
+    return found;
+  }
+
   /** Number of trainable scalars. */
   numParameters(): number {
     return this.parameters().reduce((sum, p) => sum + p.size, 0);
@@ -50,11 +57,11 @@ export abstract class Module {
     return this.#setTraining(false);
   }
 
-  /** Frees all parameters and their gradients. */
+  /** Frees all parameters, their gradients, and buffers. */
   dispose(): void {
-    for (const parameter of this.parameters()) {
-      parameter.zeroGrad();
-      parameter.dispose();
+    for (const tensor of new Set(this.namedState().values())) {
+      tensor.zeroGrad();
+      tensor.dispose();
     }
   }
 
@@ -76,18 +83,20 @@ export abstract class Module {
   }
 }
 
-function collect(found: Map<string, Tensor>, value: unknown, path: string): void {
+function collect(found: Map<string, Tensor>, value: unknown, path: string, withBuffers = false): void {
   if (value instanceof Tensor) {
-    if (value.requiresGrad && !value.node) found.set(path, value);
+    if ((value.requiresGrad && !value.node) || (withBuffers && buffers.has(value))) found.set(path, value);
   } else if (value instanceof Module) {
-    for (const [name, parameter] of value.namedParameters(path)) found.set(name, parameter);
+    for (const [name, tensor] of withBuffers ? value.namedState(path) : value.namedParameters(path)) found.set(name, tensor);
   } else if (Array.isArray(value)) {
-    for (const [i, part] of value.entries()) collect(found, part, `${path}.${i}`);
+    for (const [i, part] of value.entries()) collect(found, part, `${path}.${i}`, withBuffers);
   }
 }
 
+const buffers = new WeakSet<Tensor>();
+
 /** How a parameter starts. Random ones are drawn from a stream of the parameter's own name, so the order of construction does not matter. */
-export type Init = { kind: "zeros" } | { kind: "ones" } | { kind: "uniform"; bound: number } | { kind: "normal"; std: number };
+export type Init = { kind: "zeros" } | { kind: "ones" } | { kind: "constant"; value: number } | { kind: "uniform"; bound: number } | { kind: "normal"; std: number };
 
 /** Makes a trainable tensor that outlives every scope. @param name path in the model; also the name of its random stream */
 export function parameter(name: string, shape: Shape, init: Init, seed = 0): Tensor {
@@ -98,9 +107,20 @@ export function parameter(name: string, shape: Shape, init: Init, seed = 0): Ten
   const key: RandomKey = { seed, stream: streamId("init", name), step: 0 };
   if (init.kind === "zeros") backend.fill(p.buffer, 0, p.size);
   else if (init.kind === "ones") backend.fill(p.buffer, 1, p.size);
+  else if (init.kind === "constant") backend.fill(p.buffer, init.value, p.size);
   else if (init.kind === "uniform") backend.randomUniform(p.buffer, p.size, key, 0, -init.bound, init.bound);
   else backend.randomNormal(p.buffer, p.size, key, 0, 0, init.std);
   return p;
+}
+
+/** Makes a tensor of zeros that belongs to a module's state but has no gradient: it outlives every scope, and is saved in checkpoints. */
+export function buffer(name: string, shape: Shape): Tensor {
+  const backend = defaultBackend();
+  const made = keep(empty(shape, "float32", backend));
+  made.name = name;
+  backend.fill(made.buffer, 0, made.size);
+  buffers.add(made);
+  return made;
 }
 
 /** Uniform with the variance 1/fanIn that keeps the scale of activations (LeCun). */

@@ -2,13 +2,13 @@
 
 export { Tensor, tensor, empty, full, zeros, type Shape, type Gradient, type Nested } from "./tensor.js";
 export { scope, keep } from "./scope.js";
-export { backward, noGrad } from "./tape.js";
+export { backward, noGrad, recompute } from "./tape.js";
 export { defaultBackend, setDefaultBackend } from "./default-backend.js";
 export * from "./ops/elementwise.js";
 export * from "./ops/shape.js";
 export * from "./ops/products.js";
 export * from "./ops/reduce.js";
-export { embedding, routeByExpert, dispatch, combine, bincount, type Routing } from "./ops/rows.js";
+export { embedding, routeByExpert, dispatch, combine, bincount, type Assignments, type Routing } from "./ops/rows.js";
 export * from "./ops/gating.js";
 export * from "./ops/random.js";
 export * from "./ops/losses.js";

@@ -31,6 +31,48 @@ export function noGrad<T>(body: () => T): T {
   }
 }
 
+/**
+ * `body` of some tensors, without keeping what its gradients need: that is computed again in the backward pass (Chen et al. 2016; Shazeer et al. 2017, App. D).
+ * The gradients are the same bit for bit.
+ * @param body must compute the same at each call; @param parameters leaves that it uses besides its inputs
+ */
+export function recompute(body: (...inputs: Tensor[]) => Tensor, inputs: readonly Tensor[], parameters: readonly Tensor[]): Tensor {
+  for (const p of parameters) if (p.node) throw new TensorError(`recompute: expected parameters that are leaves, got the result of ${p.node.name}. Pass it among the inputs.`);
+  const result = noGrad(() => scope(() => body(...inputs)));
+  // A body may hand an input on; the node must not become its own input.
+  const y = inputs.includes(result) ? result.alias() : result;
+  return record("recompute", y, [...inputs, ...parameters], (dy, needs) => {
+    const leaves = inputs.map((input, i) => {
+      const leaf = input.alias();
+      leaf.requiresGrad = needs[i]!;
+      return leaf;
+    });
+    const firstId = nextId;
+    const again = withGrad(() => body(...leaves));
+    if (!again.requiresGrad) return [];
+    const before = again.node && nodesBelow(again).find(({ node }) => node!.id < firstId);
+    if (before) throw new TensorError(`recompute: expected a body that computes from its inputs and parameters alone, got one that uses the result of ${before.node!.name}. Pass it among the inputs.`);
+    // Leaves among the parameters get their gradients here; those of the inputs are passed on.
+    run(again, dy, false);
+    return leaves.map((leaf) => {
+      if (!leaf.grad) return undefined;
+      const gradient = toDense(leaf.grad, leaf);
+      leaf.zeroGrad();
+      return gradient;
+    });
+  });
+}
+
+function withGrad<T>(body: () => T): T {
+  const before = recording;
+  recording = true;
+  try {
+    return body();
+  } finally {
+    recording = before;
+  }
+}
+
 export function isRecording(): boolean {
   return recording;
 }

@@ -71,8 +71,8 @@ function forwardScalars(model: LanguageModelConfig, config: TrainConfig, classes
   if (middle.kind === "dense") between = N * (2 * middle.hiddenSizes.reduce((sum, width) => sum + width, 0) + D);
   if (middle.kind === "moe") {
     const { numExperts: E, topK: K, expertHiddenSize: F } = middle;
-    // Seven matrices of the gate (logits, deviations, noise, load); then rows × K: choices, rows gathered, hidden before and after ReLU, output.
-    between = N * 7 * E + N * K * (9 + 2 * D + 2 * F) + N * D;
+    // Two matrices of the gate (x·W_g, x·W_noise) and the loads of parts of 32 rows; the k + 1 best; then rows × K: choices, rows gathered, hidden before and after ReLU, output.
+    between = N * (2 + 1 / 32) * E + N * 3 * (K + 1) + N * K * (6 + 2 * D + 2 * F) + N * D;
   }
   if (between > 0) between += around + (model.sigmoid ? N * D : 0);
   // The softmax takes its gradients in the forward pass; sampled, it also gathers the rows of its classes.

@@ -66,7 +66,7 @@ export function trainStep(training: TrainingState, batch: Batch, { seed, learnin
       optimizer.zeroGrad();
     }
     if (out.moe) {
-      const offsets = out.moe.routing.offsets_E1.dataSync();
+      const offsets = out.moe.routing.offsets.dataSync();
       result.load = Array.from({ length: offsets.length - 1 }, (_, e) => offsets[e + 1]! - offsets[e]!);
       const smooth = balanceStatistics(out.moe.importance.dataSync(), out.moe.load.dataSync());
       const counted = balanceStatistics(out.moe.importance.dataSync(), result.load);

@@ -73,8 +73,8 @@ describe("the products handed to a CBLAS", () => {
         for (const k of [0, 1, 3]) {
           for (const tA of [false, true]) for (const tB of [false, true]) backend.gemm(tA, tB, m, n, k, 1, a, tA ? m : k, b, tB ? k : n, 0, c, n);
         }
-        backend.groupedGemm(offsets, 3, a, b, false, c, m, n);
-        backend.groupedGemm(offsets, 3, a, b, true, c, m, n);
+        backend.groupedGemm(offsets, 3, 2, a, b, false, c, m, n);
+        backend.groupedGemm(offsets, 3, 2, a, b, true, c, m, n);
         backend.groupedGemmWeight(offsets, 3, a, b, c, touched, m, n, false);
       }
     }

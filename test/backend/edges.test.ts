@@ -6,6 +6,7 @@
 import { afterAll, describe, expect, it } from "vitest";
 import { BINARY_OPS, UNARY_OPS, type AdamSettings, type Backend, type Buf, type UnaryOp } from "#sparsegate/backend/backend.js";
 import { ReferenceBackend } from "#sparsegate/backend/reference/index.js";
+import { computed } from "./cases/list.js";
 import { blank, blankInts, configurations, disagreements, Draw, kernelCase, outcome, sumOf, type Case } from "./helpers.js";
 
 const draw = new Draw(2024);
@@ -168,7 +169,7 @@ add(
   "groupedGemm",
   "NaN in one group's row",
   { offsets: Int32Array.of(0, 2, 2, 3), x: rowsOf([1, 2], [NaN, 1], [3, 4]), w: draw.floats(3 * 2 * 3), y: blank(9) },
-  (b, m) => b.groupedGemm(m.offsets, 3, m.x, m.w, false, m.y, 2, 3),
+  (b, m) => b.groupedGemm(m.offsets, 3, 3, m.x, m.w, false, m.y, 2, 3),
   { y: 16 },
 );
 add(
@@ -180,7 +181,7 @@ add(
     weights: Float64Array.of(0.5, 2, NaN, 1),
     y: blank(4),
   },
-  (b, m) => b.combineRows(m.src, m.position, m.weights, m.y, 2, 2, 2),
+  (b, m) => b.combineRows(m.src, m.position, m.weights, null, m.y, 2, 2, 2),
 );
 add(
   "bincount",
@@ -289,27 +290,26 @@ for (const hidden of [1, 3, 5, 17]) {
   );
 }
 for (const E of [3, 6, 17]) {
-  const far = {
-    clean: draw.floats(2 * E, -1e4, 1e4),
-    std: draw.floats(2 * E, 1e-3, 1),
-    top: Float64Array.of(9e3, 8e3, 9e3, -9e3),
-    index: Int32Array.of(1, 2, 0, 2),
-  };
-  const infinite = { ...far, clean: far.clean.map((v, i) => [v, INF, -INF, NaN][i % 4]!) };
-  for (const [name, m] of [
+  // Deviations of 1e-3 to 1: thousands of them from the threshold, where the density is 0 and a quotient may be too large.
+  const raw = draw.floats(2 * E, 1e-3, 1).map((s) => Math.log(Math.expm1(s)));
+  const far = draw.floats(2 * E, -1e4, 1e4);
+  const infinite = far.map((v, i) => [v, INF, -INF, NaN][i % 4]!);
+  const key = { seed: 1, stream: 2, step: 3 };
+  for (const [name, clean] of [
     ["far from the threshold", far],
     ["infinite", infinite],
   ] as const) {
-    add("loadProbability", `${E} experts, ${name}`, { ...m, p: blank(2 * E) }, (b, k) =>
-      b.loadProbability(k.clean, k.std, k.top, k.index, k.p, 2, E, 1),
+    // Two segments of one row each: the load is the probabilities themselves.
+    const forward = { clean, raw, topValues: blank(4), topIndices: blankInts(4), load: blank(2 * E) };
+    const run = (b: Backend, m: Record<keyof typeof forward, Buf>): void =>
+      b.noisyTopK(m.clean, m.raw, key, 0, null, null, 2, m.topValues, m.topIndices, m.load, 2, E, 1);
+    add("noisyTopK", `${E} experts, ${name}`, forward, run);
+    const { topValues, topIndices } = computed(forward, run);
+    const backward = { clean, raw, topValues, topIndices, dTop: draw.floats(4), dLoad: draw.floats(E), dClean: blank(2 * E) };
+    add("noisyTopKGrad", `${E} experts, ${name}`, { ...backward, dRaw: blank(2 * E) }, (b, m) =>
+      b.noisyTopKGrad(m.clean, m.raw, m.topValues, m.topIndices, m.dTop, m.dLoad, null, 2, m.dClean, m.dRaw, 2, E, 1),
     );
   }
-  add(
-    "loadProbabilityGrad",
-    `${E} experts, far from the threshold`,
-    { ...far, dp: draw.floats(2 * E), dClean: blank(2 * E), dStd: blank(2 * E), dTop: blank(4) },
-    (b, k) => b.loadProbabilityGrad(k.clean, k.std, k.top, k.index, k.dp, k.dClean, k.dStd, k.dTop, 2, E, 1),
-  );
 }
 
 // ---- optimisers: a bad gradient spoils its own element, and zero gradients do no harm -------------------------------------------

@@ -30,7 +30,7 @@ function numbers(backend: CpuBackend): Record<string, string> {
   backend.fill(dw, 0, groups * p * q);
   backend.fill(out, 0, 1);
   backend.softmax(x, s, rows, p);
-  backend.groupedGemm(offsets, groups, x, w, false, y, p, q);
+  backend.groupedGemm(offsets, groups, rows, x, w, false, y, p, q);
   backend.groupedGemmWeight(offsets, groups, x, y, dw, touched, p, q, false);
   backend.sumSquares(y, rows * q, null, 1, out);
   const digests = { s: digest(s), y: digest(y), dw: digest(dw), touched: digest(touched), out: digest(out) };
@@ -79,10 +79,12 @@ describe("Pool", () => {
     backend.fill(x, 1, 1024 * p);
     backend.fill(w, 0.5, 3 * p * q);
     backend.fill(y, -7, 1024 * q);
-    backend.groupedGemm(offsets, 3, x, w, true, y, p, q);
+    backend.groupedGemm(offsets, 3, 1010, x, w, true, y, p, q);
     const got = backend.readSync(y);
     expect(got.subarray(0, 1000 * q).every((value) => value === 32)).toBe(true);
-    expect(got.subarray(1000 * q).every((value) => value === -7)).toBe(true);
+    // Ten rows of no group, and others that are none of the product's.
+    expect(got.subarray(1000 * q, 1010 * q).every((value) => value === 0)).toBe(true);
+    expect(got.subarray(1010 * q).every((value) => value === -7)).toBe(true);
   });
 
   it("throws where a kernel traps in any thread, and works again afterwards", () => {

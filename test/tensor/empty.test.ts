@@ -13,6 +13,7 @@ for (const { name, make } of BACKENDS) {
   describe(`empty tensors on the ${name} backend`, () => {
     useBackend(make);
     const none = int([], [0]);
+    const KEY = { seed: 0, stream: 0, step: 0 };
     const state = (D: number): { inputWeight: Tensor; recurrentWeight: Tensor; bias: Tensor } => ({
       inputWeight: param([D, 12], 1),
       recurrentWeight: param([3, 12], 2),
@@ -121,7 +122,7 @@ for (const { name, make } of BACKENDS) {
           [0, 2],
         ],
         (x, gates) => {
-          const routing = sg.routeByExpert(int([], [0, 2]), 4);
+          const routing = sg.routeByExpert({ experts: int([], [0, 2]) }, 4);
           return sg.combine(sg.dispatch(x, routing), gates, routing);
         },
         [0, 3],
@@ -140,17 +141,49 @@ for (const { name, make } of BACKENDS) {
         [0, 2],
       ],
       [
-        "loadProbability of no rows",
+        "values of noisyTopK of no rows",
         [
           [0, 3],
           [0, 3],
-          [0, 2],
         ],
-        (clean, std, top) => sg.loadProbability(clean, std, top, int([], [0, 2]), 1),
-        [0, 3],
+        (clean, raw) => sg.noisyTopK(clean, raw, 1, { key: KEY, start: 0 }).values,
+        [0, 2],
       ],
+      [
+        "load of noisyTopK of no rows is 0",
+        [
+          [0, 3],
+          [0, 3],
+        ],
+        (clean, raw) => sg.noisyTopK(clean, raw, 1, { key: KEY, start: 0 }).load,
+        [3],
+        0,
+      ],
+      [
+        "load of noisyTopK of groups without rows is 0",
+        [
+          [2, 3],
+          [2, 3],
+        ],
+        (clean, raw) =>
+          sg.noisyTopK(clean, raw, 1, { key: KEY, start: 0, groups: { offsets: int([0, 0, 0], [3]), count: 2 } }).load,
+        [6],
+        0,
+      ],
+      ["groupedSum of no rows is 0", [[0, 3]], (x) => sg.groupedSum(x, { offsets: int([0, 0, 0], [3]), count: 2 }), [2, 3], 0],
+      [
+        "groupedSum of rows of no group is 0",
+        [[2, 3]],
+        (x) => sg.groupedSum(x, { offsets: int([0, 0], [2]), count: 1 }),
+        [1, 3],
+        0,
+      ],
+      ["maximum broadcasts to nothing", [[0, 3], [3]], sg.maximum, [0, 3]],
+      ["minimum with a number", [[0, 3]], (x) => sg.minimum(x, 1), [0, 3]],
+      ["dropoutRows of no rows", [[0, 3]], (x) => sg.dropoutRows(x, 0.5, KEY, none), [0, 3]],
+      ["recompute", [[0, 3]], (x) => sg.recompute(sg.square, [x], []), [0, 3]],
       ["cvSquared of nothing is 0", [[0]], sg.cvSquared, [], 0],
-      ["dropout", [[0]], (x) => sg.dropout(x, 0.5, { seed: 0, stream: 0, step: 0 }), [0]],
+      ["dropout", [[0]], (x) => sg.dropout(x, 0.5, KEY), [0]],
       ["linearCrossEntropy of no rows is 0", [[0, 2], [3, 2], [3]], (x, w, b) => sg.linearCrossEntropy(x, w, b, none), [], 0],
       [
         "sampledCrossEntropy of no rows is 0",

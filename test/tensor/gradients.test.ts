@@ -66,6 +66,11 @@ for (const op of ["add", "sub", "mul", "div"] as const) {
   check(op, "a number on the right", [[2, 3]], (x) => sg[op](x, 1.7));
   check(op, "a number on the left", [between([2, 3], 0.5, 2)], (x) => sg[op](1.7, x));
 }
+for (const op of ["maximum", "minimum"] as const) {
+  for (const [a, b] of PAIRS) check(op, `[${a.join()}] and [${b.join()}]`, [between(a, -2, 2), between(b, -2, 2)], sg[op]);
+  check(op, "a number on the right", [[2, 3]], (x) => sg[op](x, 0.1));
+  check(op, "a number on the left", [[2, 3]], (x) => sg[op](0.1, x));
+}
 check("affine", "", [[2, 3]], (x) => sg.affine(x, -1.7, 0.4));
 check("expand", "a row", [[3]], (x) => sg.expand(x, [2, 3]));
 check("expand", "inner axes", [[2, 1, 3, 1]], (x) => sg.expand(x, [2, 2, 3, 4]));
@@ -179,23 +184,81 @@ check(
     [3, 2],
   ],
   (x, gates) => {
-    const routing = sg.routeByExpert(ints([1, 0, 3, -1, 1, 3], [3, 2]), 4);
+    const routing = sg.routeByExpert({ experts: ints([1, 0, 3, -1, 1, 3], [3, 2]) }, 4);
     return sg.combine(sg.square(sg.dispatch(x, routing)), gates, routing);
   },
 );
+check("dispatch combine", "a list: a row without experts, one dropped, and two of no row", [[4, 3], [7]], (x, gates) => {
+  const lists = {
+    experts: ints([2, 0, 0, -1, 1, -1, -1], [7]),
+    rows: ints([0, 0, 2, 2, 3, -1, -1], [7]),
+    rowOffsets: ints([0, 2, 2, 4, 5], [5]),
+  };
+  const routing = sg.routeByExpert(lists, 3);
+  return sg.combine(sg.square(sg.dispatch(x, routing)), gates, routing);
+});
 check("bincount", "with an index left out", [[3, 2]], (x) => sg.bincount(x, ints([0, 2, 2, -1, 4, 1], [3, 2]), 5));
 
 // ---- gating -----------------------------------------------------------------------------------------------------------------------
+const KEY = { seed: 3, stream: 5, step: 7 };
+type NoisyOptions = Parameters<typeof sg.noisyTopK>[3];
+/** Groups of two rows, none and one; the last row is in none. */
+const GROUPED = (): NoisyOptions => ({
+  key: KEY,
+  start: 3,
+  rowIds: ints([9, 0, 4, 1], [4]),
+  groups: { offsets: ints([0, 2, 2, 3], [4]), count: 3 },
+});
 for (const k of [1, 2, 4, 5]) {
-  check("loadProbability", `k = ${k} of 5`, [[3, 5], between([3, 5], 0.5, 1.5), [3, 5]], (clean, std, noise) => {
-    const top = sg.topK(sg.add(clean, sg.mul(noise, std)), Math.min(k + 1, 5));
-    return sg.loadProbability(clean, std, top.values, top.indices, k);
-  });
+  for (const [name, rows, options] of [
+    ["all rows", 3, () => ({ key: KEY, start: 2 })],
+    ["numbered rows in groups", 4, GROUPED],
+  ] as [string, number, () => NoisyOptions][]) {
+    const inputs = [[rows, 5], between([rows, 5], -1, 1)];
+    check("noisyTopK", `values, k = ${k} of 5, ${name}`, inputs, (clean, raw) => sg.noisyTopK(clean!, raw!, k, options()).values);
+    check("noisyTopK", `load, k = ${k} of 5, ${name}`, inputs, (clean, raw) => sg.noisyTopK(clean!, raw!, k, options()).load);
+    check("noisyTopK", `values and load, k = ${k} of 5, ${name}`, inputs, (clean, raw) => {
+      const { values, load } = sg.noisyTopK(clean!, raw!, k, options());
+      return sg.concat([sg.reshape(values, [-1]), load]);
+    });
+  }
 }
+check(
+  "noisyTopK",
+  "load of more rows than one part has",
+  [[40, 3], between([40, 3], -1, 1)],
+  (clean, raw) => sg.noisyTopK(clean, raw, 1, { key: KEY, start: 0 }).load,
+);
+check(
+  "noisyTopK",
+  "leading axes",
+  [[2, 2, 3], between([2, 2, 3], -1, 1)],
+  (clean, raw) => sg.noisyTopK(clean, raw, 2, { key: KEY, start: 0 }).values,
+);
+check("groupedSum", "with an empty group and a row of none", [[4, 3]], (x) =>
+  sg.groupedSum(x, { offsets: ints([0, 2, 2, 3], [4]), count: 3 }),
+);
 check("cvSquared", "", [between([6], 0.5, 2)], sg.cvSquared);
 
 // ---- random -----------------------------------------------------------------------------------------------------------------------
-check("dropout", "the same mask backwards", [[4, 6]], (x) => sg.dropout(x, 0.4, { seed: 3, stream: 5, step: 7 }, 11));
+check("dropout", "the same mask backwards", [[4, 6]], (x) => sg.dropout(x, 0.4, KEY, 11));
+check("dropoutRows", "the same masks backwards, a row of no id", [[4, 6]], (x) =>
+  sg.dropoutRows(x, 0.4, KEY, ints([5, 0, -1, 2 ** 30], [4]), 11),
+);
+
+// ---- computed again ---------------------------------------------------------------------------------------------------------------
+check("recompute", "two inputs and a parameter used twice", [[3, 4], [4, 4], [4]], (x, w, b) =>
+  sg.recompute((x, b) => sg.tanh(sg.add(sg.matmul(sg.tanh(sg.matmul(x!, w)), w), b!)), [x, b], [w]),
+);
+check(
+  "recompute",
+  "in recompute, with dropout",
+  [
+    [3, 4],
+    [4, 4],
+  ],
+  (x, w) => sg.recompute((x) => sg.recompute((h) => sg.dropout(sg.square(h!), 0.3, KEY), [sg.matmul(x!, w)], []), [x], [w]),
+);
 
 // ---- losses -----------------------------------------------------------------------------------------------------------------------
 const CANDIDATES = {
@@ -268,6 +331,12 @@ const NO_GRADIENT: Record<string, string> = {
   defaultBackend: "a setting",
   setDefaultBackend: "a setting",
   routeByExpert: "integers to integers",
+  limitPerExpert: "integers to integers",
+  gatherIndices: "integers to integers",
+  addIndices: "integers to integers",
+  maskIndices: "integers to integers",
+  columnTopK: "chooses: gives integers",
+  aboveThreshold: "chooses: gives integers",
 };
 /** Operations that move elements of any dtype. */
 const ANY_DTYPE = ["reshape", "permute", "transpose", "slice", "concat"];

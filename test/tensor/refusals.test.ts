@@ -12,6 +12,7 @@ describe("shapes that do not fit are refused in words", () => {
   const i = (...shape: number[]): Tensor => sg.zeros(shape, "int32");
   const lstm = (change: Record<string, Tensor>): Tensor =>
     sg.lstm(f(2, 3, 5), { inputWeight: f(5, 16), recurrentWeight: f(4, 16), bias: f(16), ...change }).output;
+  const NOISE = { key: { seed: 0, stream: 0, step: 0 }, start: 0 };
   const CANDIDATES = { samples: Int32Array.of(7), logExpected: Float32Array.of(0), logExpectedOf: () => 0 };
   const CASES: [name: string, call: () => unknown, message: string][] = [
     ["add", () => sg.add(f(2, 3), f(2)), "add: expected shapes that broadcast together, got [2, 3] and [2]."],
@@ -55,31 +56,161 @@ describe("shapes that do not fit are refused in words", () => {
       () => sg.groupedBias(f(4, 3), f(3, 2), i(4)),
       "groupedBias: expected x (M, width), bias (E, width), offsets (E+1), got [4, 3], [3, 2], [4].",
     ],
-    ["routeByExpert", () => sg.routeByExpert(i(4), 3), "routeByExpert: expected experts (N, K), got [4]."],
+    [
+      "routeByExpert",
+      () => sg.routeByExpert({ experts: i(4) }, 3),
+      "routeByExpert: expected experts (N, K), or lists of experts (M) and rows (M) with rowOffsets (N+1), got [4], none, none.",
+    ],
+    [
+      "routeByExpert, a list without its rows",
+      () => sg.routeByExpert({ experts: i(4, 2), rowOffsets: i(5) }, 3),
+      "with rowOffsets (N+1), got [4, 2], none, [5].",
+    ],
+    [
+      "routeByExpert, rows of a list",
+      () => sg.routeByExpert({ experts: i(4), rows: i(3), rowOffsets: i(5) }, 3),
+      "with rowOffsets (N+1), got [4], [3], [5].",
+    ],
+    [
+      "routeByExpert, a list of no offsets",
+      () => sg.routeByExpert({ experts: i(0), rows: i(0), rowOffsets: i(0) }, 3),
+      "with rowOffsets (N+1), got [0], [0], [0].",
+    ],
+    [
+      "routeByExpert, rows that are no integers",
+      () => sg.routeByExpert({ experts: i(4), rows: f(4), rowOffsets: i(5) }, 3),
+      "routeByExpert: expected dtype int32, got float32 (shape [4]).",
+    ],
     [
       "dispatch",
-      () => sg.dispatch(f(3, 2), sg.routeByExpert(i(4, 2), 3)),
+      () => sg.dispatch(f(3, 2), sg.routeByExpert({ experts: i(4, 2) }, 3)),
       "dispatch: expected x (N, D) with the N = 4 rows of the routing, got [3, 2].",
     ],
     [
-      "combine",
-      () => sg.combine(f(8, 2), f(4, 1), sg.routeByExpert(i(4, 2), 3)),
-      "combine: expected outputs (M, D) and gates (N, K) of a routing with (N, K) = (4, 2), got [8, 2] and [4, 1].",
+      "dispatch, rank",
+      () => sg.dispatch(f(4, 2, 2), sg.routeByExpert({ experts: i(4, 2) }, 3)),
+      "dispatch: expected x (N, D) with the N = 4 rows of the routing, got [4, 2, 2].",
     ],
     [
-      "loadProbability, std",
-      () => sg.loadProbability(f(2, 3), f(1, 3), f(2, 2), i(2, 2), 1),
-      "loadProbability: expected std of shape [2, 3], got [1, 3].",
+      "combine, gates",
+      () => sg.combine(f(8, 2), f(4, 1), sg.routeByExpert({ experts: i(4, 2) }, 3)),
+      "combine: expected outputs (M, D) of M = 8 assignments and gates of their shape, [4, 2], got [8, 2] and [4, 1].",
     ],
     [
-      "loadProbability, top",
-      () => sg.loadProbability(f(2, 3), f(2, 3), f(2, 1), i(2, 1), 1),
-      "loadProbability: expected the 2 largest logits, got 1.",
+      "combine, gates the other way round",
+      () => sg.combine(f(8, 2), f(2, 4), sg.routeByExpert({ experts: i(4, 2) }, 3)),
+      "got [8, 2] and [2, 4].",
+    ],
+    ["combine, outputs", () => sg.combine(f(7, 2), f(4, 2), sg.routeByExpert({ experts: i(4, 2) }, 3)), "got [7, 2] and [4, 2]."],
+    [
+      "noisyTopK, raw",
+      () => sg.noisyTopK(f(2, 3), f(3, 2), 1, NOISE),
+      "noisyTopK: expected clean and raw of one shape, got [2, 3] and [3, 2].",
+    ],
+    ["noisyTopK, k", () => sg.noisyTopK(f(2, 3), f(2, 3), 4, NOISE), "noisyTopK: expected k from 1 to 3 (experts), got 4."],
+    ["noisyTopK, k of 0", () => sg.noisyTopK(f(2, 3), f(2, 3), 0, NOISE), "noisyTopK: expected k from 1 to 3 (experts), got 0."],
+    [
+      "noisyTopK, row ids",
+      () => sg.noisyTopK(f(2, 3), f(2, 3), 1, { ...NOISE, rowIds: i(3) }),
+      "noisyTopK: expected 2 row ids (one a row), got 3.",
     ],
     [
-      "loadProbability, rows",
-      () => sg.loadProbability(f(2, 3), f(2, 3), f(1, 2), i(1, 2), 1),
-      "loadProbability: expected topValues and topIndices of 2 rows, got [1, 2] and [1, 2].",
+      "noisyTopK, row ids that are no integers",
+      () => sg.noisyTopK(f(2, 3), f(2, 3), 1, { ...NOISE, rowIds: f(2) }),
+      "noisyTopK: expected dtype int32, got float32 (shape [2]).",
+    ],
+    [
+      "noisyTopK, a scalar",
+      () => sg.noisyTopK(f(), f(), 1, NOISE),
+      "noisyTopK: expected a tensor with at least one axis, got a scalar.",
+    ],
+    ...(
+      [
+        ["noisyTopK", (groups: sg.Groups) => sg.noisyTopK(f(2, 3), f(2, 3), 1, { ...NOISE, groups })],
+        ["columnTopK", (groups: sg.Groups) => sg.columnTopK(f(2, 3), 1, groups)],
+        ["aboveThreshold", (groups: sg.Groups) => sg.aboveThreshold(f(2, 3), f(6), groups)],
+        ["groupedSum", (groups: sg.Groups) => sg.groupedSum(f(2, 3), groups)],
+      ] as const
+    ).flatMap(([op, call]): [string, () => unknown, string][] => [
+      [
+        `${op}, offsets`,
+        () => call({ offsets: i(2), count: 2 }),
+        `${op}: expected offsets (G+1) of G = 2 groups, at least one, got [2].`,
+      ],
+      [
+        `${op}, no groups`,
+        () => call({ offsets: i(1), count: 0 }),
+        `${op}: expected offsets (G+1) of G = 0 groups, at least one, got [1].`,
+      ],
+      [
+        `${op}, offsets that are no integers`,
+        () => call({ offsets: f(3), count: 2 }),
+        `${op}: expected dtype int32, got float32 (shape [3]).`,
+      ],
+    ]),
+    ["columnTopK, k", () => sg.columnTopK(f(2, 3), 0), "columnTopK: expected k above 0, got 0."],
+    ["columnTopK, NaN for k", () => sg.columnTopK(f(2, 3), NaN), "columnTopK: expected k above 0, got NaN."],
+    ["columnTopK, integers", () => sg.columnTopK(i(2, 3), 1), "columnTopK: expected dtype float32, got int32 (shape [2, 3])."],
+    ["aboveThreshold", () => sg.aboveThreshold(f(2, 3), f(2)), "aboveThreshold: expected 3 thresholds, got 2."],
+    [
+      "aboveThreshold, integers",
+      () => sg.aboveThreshold(f(2, 3), i(3)),
+      "aboveThreshold: expected dtype float32, got int32 (shape [3]).",
+    ],
+    [
+      "limitPerExpert, priorities",
+      () => sg.limitPerExpert(i(4, 2), 3, 1, f(2, 4)),
+      "limitPerExpert: expected priorities of shape [4, 2], one an assignment, got [2, 4].",
+    ],
+    [
+      "limitPerExpert, integers for priorities",
+      () => sg.limitPerExpert(i(4, 2), 3, 1, i(4, 2)),
+      "limitPerExpert: expected dtype float32, got int32 (shape [4, 2]).",
+    ],
+    [
+      "limitPerExpert, floats for experts",
+      () => sg.limitPerExpert(f(4, 2), 3, 1),
+      "limitPerExpert: expected dtype int32, got float32 (shape [4, 2]).",
+    ],
+    [
+      "limitPerExpert, capacity",
+      () => sg.limitPerExpert(i(4, 2), 3, 1.5),
+      "limitPerExpert: expected a capacity of whole rows, got 1.5.",
+    ],
+    ["gatherIndices", () => sg.gatherIndices(f(3), i(2)), "gatherIndices: expected dtype int32, got float32 (shape [3])."],
+    ["addIndices", () => sg.addIndices(i(5), i(2), 1, 2), "addIndices: expected 3 second indices, got 2."],
+    [
+      "addIndices, divisor",
+      () => sg.addIndices(i(5), i(5), 1, 0),
+      "addIndices: expected a whole scale and a divisor of at least 1, got 1 and 0.",
+    ],
+    [
+      "addIndices, scale",
+      () => sg.addIndices(i(5), i(5), 0.5),
+      "addIndices: expected a whole scale and a divisor of at least 1, got 0.5 and 1.",
+    ],
+    ["maskIndices", () => sg.maskIndices(i(3), f(2)), "maskIndices: expected 3 flags, got 2."],
+    ["maskIndices, integers", () => sg.maskIndices(i(3), i(3)), "maskIndices: expected dtype float32, got int32 (shape [3])."],
+    ["maximum", () => sg.maximum(f(2, 3), f(2)), "maximum: expected shapes that broadcast together, got [2, 3] and [2]."],
+    ["minimum", () => sg.minimum(f(2, 3), f(2)), "minimum: expected shapes that broadcast together, got [2, 3] and [2]."],
+    [
+      "dropoutRows, ids",
+      () => sg.dropoutRows(f(2, 3), 0.5, NOISE.key, i(3)),
+      "dropoutRows: expected x (N, width) and N row ids, got [2, 3] and [3].",
+    ],
+    [
+      "dropoutRows, rank",
+      () => sg.dropoutRows(f(2), 0.5, NOISE.key, i(2)),
+      "dropoutRows: expected x (N, width) and N row ids, got [2] and [2].",
+    ],
+    [
+      "recompute, a result among the parameters",
+      () => {
+        const p = f(2);
+        p.requiresGrad = true;
+        return sg.recompute((x) => x!, [f(2)], [sg.square(p)]);
+      },
+      "recompute: expected parameters that are leaves, got the result of square. Pass it among the inputs.",
     ],
     [
       "linearCrossEntropy",
@@ -132,6 +263,11 @@ describe("shapes that do not fit are refused in words", () => {
       () => sg.lstm(f(2, 3, 5), { inputWeight: f(5, 16), recurrentWeight: f(4, 16), bias: f(16) }, undefined, i(2)),
       "lstm: expected int32 resets (2, 3), got int32 [2].",
     ],
+    [
+      "dropoutRows, rate",
+      () => sg.dropoutRows(f(2, 3), -0.1, NOISE.key, i(2)),
+      "dropoutRows: expected a rate from 0 to below 1, got -0.1.",
+    ],
     ["dropout", () => sg.dropout(f(2), 1, { seed: 0, stream: 0, step: 0 }), "dropout: expected a rate from 0 to below 1, got 1."],
     ["tensor, ragged", () => sg.tensor([[1, 2], [3]]), "tensor: expected nested arrays of equal lengths, got ragged ones."],
     ["tensor, length", () => sg.tensor([1, 2, 3], [2, 2]), "tensor: expected 4 elements for shape [2, 2], got 3."],
@@ -144,7 +280,7 @@ describe("shapes that do not fit are refused in words", () => {
   ];
   it.each(CASES)("%s", (_name, call, message) => {
     expect(call).toThrow(message);
-    expect(call).toThrow(expect.objectContaining({ name: message.startsWith("dropout") ? "ConfigError" : "TensorError" }));
+    expect(call).toThrow(expect.objectContaining({ name: message.includes("expected a rate") ? "ConfigError" : "TensorError" }));
   });
   it("tensors of two backends", () => {
     expect(() => sg.add(f(2), sg.zeros([2], "float32", new ReferenceBackend()))).toThrow(

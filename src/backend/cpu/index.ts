@@ -45,6 +45,9 @@ const CHUNK = 65_536;
 /** Rows that make up a grain. */
 const rowGrain = (width: number): number => Math.max(1, Math.ceil(GRAIN / Math.max(width, 1)));
 
+/** Segments that make up a grain, each row costing as much as `width` elements. */
+const segmentGrain = (rows: number, segments: number, width: number): number => rowGrain(Math.ceil(rows / Math.max(segments, 1)) * width);
+
 /** The backend that trains: float32, every core, a native BLAS for products when there is one. A program needs one at most; `defaultBackend` starts it. */
 export class CpuBackend implements Backend {
   readonly name = "cpu";
@@ -213,16 +216,17 @@ export class CpuBackend implements Backend {
     }
     this.#list.flush();
   }
-  groupedGemm(offsets: Buf, groups: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number): void {
+  groupedGemm(offsets: Buf, groups: number, m: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number): void {
     const at = this.#memory.view(offsets);
-    const total = at[groups]! * p * q;
+    const used = at[groups]!;
     for (let e = 0; e < groups; e++) {
       const first = at[e]!;
       const rows = at[e + 1]! - first;
-      const pieces = this.#list.pieces(rows * p * q, total);
+      const pieces = this.#list.pieces(rows * p * q, used * p * q);
       this.#list.addCut(pieces, false, transW, rows, q, p, 1, ptr(x) + 4 * first * p, p, ptr(w) + 4 * e * p * q, transW ? p : q, 0, ptr(y) + 4 * first * q, q);
     }
     this.#list.flush();
+    if (used < m) this.fill(y.at(used * q), 0, (m - used) * q);
   }
   groupedGemmWeight(offsets: Buf, groups: number, x: Buf, dy: Buf, dw: Buf, touched: Buf, p: number, q: number, accumulate: boolean): void {
     const at = this.#memory.view(offsets);
@@ -245,11 +249,11 @@ export class CpuBackend implements Backend {
   gatherRows(src: Buf, index: Buf, out: Buf, rows: number, width: number): void {
     this.#run("gatherRows", rows, rowGrain(width), ptr(src), ptr(index), ptr(out), rows, width);
   }
-  combineRows(src: Buf, position: Buf, weights: Buf | null, y: Buf, n: number, k: number, width: number): void {
-    this.#run("combineRows", n, rowGrain(width * k), ptr(src), ptr(position), ptr(weights), ptr(y), n, k, width);
+  combineRows(src: Buf, position: Buf, weights: Buf | null, rowOffsets: Buf | null, y: Buf, n: number, k: number, width: number): void {
+    this.#run("combineRows", n, rowGrain(width * k), ptr(src), ptr(position), ptr(weights), ptr(rowOffsets), ptr(y), n, k, width);
   }
-  combineRowsGrad(src: Buf, position: Buf, weights: Buf, dy: Buf, dSrc: Buf | null, dWeights: Buf | null, n: number, k: number, width: number): void {
-    this.#run("combineRowsGrad", n, rowGrain(width * k), ptr(src), ptr(position), ptr(weights), ptr(dy), ptr(dSrc), ptr(dWeights), n, k, width);
+  combineRowsGrad(src: Buf, position: Buf, weights: Buf, rowOffsets: Buf | null, dy: Buf, dSrc: Buf | null, dWeights: Buf | null, n: number, k: number, width: number): void {
+    this.#run("combineRowsGrad", n, rowGrain(width * k), ptr(src), ptr(position), ptr(weights), ptr(rowOffsets), ptr(dy), ptr(dSrc), ptr(dWeights), n, k, width);
   }
   groupedBias(offsets: Buf, groups: number, x: Buf, bias: Buf, y: Buf, width: number): void {
     const rows = this.#memory.view(offsets)[groups]!;
@@ -263,6 +267,20 @@ export class CpuBackend implements Backend {
   }
   routeByExpert(expert: Buf, m: number, groups: number, offsets: Buf, order: Buf, position: Buf): void {
     this.#once("routeByExpert", ptr(expert), m, groups, ptr(offsets), ptr(order), ptr(position));
+  }
+  limitPerExpert(expert: Buf, priority: Buf | null, n: number, k: number, groups: number, capacity: number): void {
+    const scratch = this.alloc("int32", groups + 2 + (priority ? 3 * n * k : 0));
+    this.#once("limitPerExpert", ptr(expert), ptr(priority), n, k, groups, capacity, ptr(scratch));
+    this.free(scratch);
+  }
+  gatherIndices(src: Buf, index: Buf, out: Buf, n: number): void {
+    this.#run("gatherIndices", n, GRAIN, ptr(src), ptr(index), ptr(out), n);
+  }
+  addIndices(a: Buf, b: Buf, scale: number, divisor: number, out: Buf, n: number): void {
+    this.#run("addIndices", n, GRAIN, ptr(a), ptr(b), scale, divisor, ptr(out), n);
+  }
+  maskIndices(index: Buf, keep: Buf, out: Buf, n: number): void {
+    this.#run("maskIndices", n, GRAIN, ptr(index), ptr(keep), ptr(out), n);
   }
   divideIndex(index: Buf, divisor: number, out: Buf, n: number): void {
     this.#run("divideIndex", n, GRAIN, ptr(index), divisor, ptr(out), n);
@@ -339,11 +357,34 @@ export class CpuBackend implements Backend {
   }
 
   // ---- gating ---------------------------------------------------------------------------------------------------
-  loadProbability(clean: Buf, std: Buf, topValues: Buf, topIndices: Buf, p: Buf, rows: number, cols: number, k: number): void {
-    this.#run("loadProbability", rows, rowGrain(4 * cols), ptr(clean), ptr(std), ptr(topValues), ptr(topIndices), ptr(p), rows, cols, k);
+  noisyTopK(clean: Buf, raw: Buf, key: RandomKey, start: number, rowIds: Buf | null, offsets: Buf | null, segments: number,
+    topValues: Buf, topIndices: Buf, load: Buf, rows: number, cols: number, k: number): void {
+    const scratch = this.alloc("float32", 2 * segments * cols);
+    this.#run("noisyTopK", segments, segmentGrain(rows, segments, 16 * cols), ptr(clean), ptr(raw), ...keyWords(key), start, ptr(rowIds), ptr(offsets), segments,
+      ptr(topValues), ptr(topIndices), ptr(load), rows, cols, k, ptr(scratch));
+    this.free(scratch);
+    const used = offsets ? this.#memory.view(offsets)[segments]! : rows;
+    const width = Math.min(k + 1, cols);
+    if (used === rows) return;
+    this.fill(topValues.at(used * width), 0, (rows - used) * width);
+    this.fill(topIndices.at(used * width), -1, (rows - used) * width);
   }
-  loadProbabilityGrad(clean: Buf, std: Buf, topValues: Buf, topIndices: Buf, dp: Buf, dClean: Buf, dStd: Buf, dTopValues: Buf, rows: number, cols: number, k: number): void {
-    this.#run("loadProbabilityGrad", rows, rowGrain(4 * cols), ptr(clean), ptr(std), ptr(topValues), ptr(topIndices), ptr(dp), ptr(dClean), ptr(dStd), ptr(dTopValues), rows, cols, k);
+  noisyTopKGrad(clean: Buf, raw: Buf, topValues: Buf, topIndices: Buf, dTopValues: Buf | null, dLoad: Buf | null, offsets: Buf | null, segments: number,
+    dClean: Buf, dRaw: Buf, rows: number, cols: number, k: number): void {
+    this.#run("noisyTopKGrad", segments, segmentGrain(rows, segments, 16 * cols), ptr(clean), ptr(raw), ptr(topValues), ptr(topIndices), ptr(dTopValues), ptr(dLoad), ptr(offsets), segments,
+      ptr(dClean), ptr(dRaw), rows, cols, k);
+    const used = offsets ? this.#memory.view(offsets)[segments]! : rows;
+    if (used < rows) for (const d of [dClean, dRaw]) this.fill(d.at(used * cols), 0, (rows - used) * cols);
+  }
+  columnCuts(x: Buf, offsets: Buf | null, segments: number, rows: number, cols: number, k: number, cut: Buf, cutRow: Buf): void {
+    const parts = Math.ceil(cols / 16);
+    const scratch = this.alloc("float32", rows * parts);
+    this.#run("columnCuts", segments * parts, segmentGrain(rows, segments, 16 * 16), ptr(x), ptr(offsets), segments, rows, cols, k, ptr(cut), ptr(cutRow), ptr(scratch));
+    this.free(scratch);
+  }
+  listAbove(x: Buf, cut: Buf, cutRow: Buf | null, offsets: Buf | null, segments: number, rows: number, cols: number,
+    column: Buf | null, row: Buf | null, rowOffsets: Buf, length: number): void {
+    this.#once("listAbove", ptr(x), ptr(cut), ptr(cutRow), ptr(offsets), segments, rows, cols, ptr(column), ptr(row), ptr(rowOffsets), length);
   }
   cvSquared(x: Buf, n: number, out: Buf): void {
     this.#once("cvSquared", ptr(x), n, ptr(out));
@@ -361,6 +402,9 @@ export class CpuBackend implements Backend {
   }
   dropout(x: Buf, y: Buf, n: number, rate: number, key: RandomKey, start: number): void {
     this.#run("dropout", n, GRAIN / 2, ptr(x), ptr(y), n, rate, ...keyWords(key), start);
+  }
+  dropoutRows(x: Buf, y: Buf, rowIds: Buf, rows: number, width: number, rate: number, key: RandomKey, start: number): void {
+    this.#run("dropoutRows", rows, rowGrain(2 * width), ptr(x), ptr(y), ptr(rowIds), rows, width, rate, ...keyWords(key), start);
   }
 
   // ---- optimisers ---------------------------------------------------------------------------------------------------

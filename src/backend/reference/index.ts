@@ -6,7 +6,8 @@ import { BINARY, UNARY, UNARY_DERIVATIVE } from "./elementwise.js";
 import { floats, ints, ReferenceMemory, type ReferenceBuf } from "./memory.js";
 import * as optimisers from "./optimisers.js";
 import * as products from "./products.js";
-import * as gating from "./recurrent-and-gating.js";
+import * as gating from "./gating.js";
+import { lstmCell, lstmCellGrad } from "./lstm.js";
 import * as rows from "./rows.js";
 import * as rowwise from "./rowwise.js";
 
@@ -89,6 +90,19 @@ export class ReferenceBackend implements Backend {
   readonly groupedBias = rows.groupedBias;
   readonly groupedBiasGrad = rows.groupedBiasGrad;
   readonly routeByExpert = rows.routeByExpert;
+  readonly limitPerExpert = rows.limitPerExpert;
+  gatherIndices(src: Buf, index: Buf, out: Buf, n: number): void {
+    for (let i = 0; i < n; i++) ints(out)[i] = ints(index)[i]! < 0 ? -1 : ints(src)[ints(index)[i]!]!;
+  }
+  addIndices(a: Buf, b: Buf, scale: number, divisor: number, out: Buf, n: number): void {
+    for (let i = 0; i < n; i++) {
+      const [first, second] = [ints(a)[i]!, ints(b)[Math.floor(i / divisor)]!];
+      ints(out)[i] = first < 0 || second < 0 ? -1 : first + scale * second;
+    }
+  }
+  maskIndices(index: Buf, keep: Buf, out: Buf, n: number): void {
+    for (let i = 0; i < n; i++) ints(out)[i] = floats(keep)[i]! > 0 ? ints(index)[i]! : -1;
+  }
   divideIndex(index: Buf, divisor: number, out: Buf, n: number): void {
     for (let i = 0; i < n; i++) ints(out)[i] = ints(index)[i]! < 0 ? -1 : Math.floor(ints(index)[i]! / divisor);
   }
@@ -114,10 +128,12 @@ export class ReferenceBackend implements Backend {
   readonly crossEntropy = rowwise.crossEntropy;
   readonly sampledCrossEntropy = rowwise.sampledCrossEntropy;
 
-  readonly lstmCell = gating.lstmCell;
-  readonly lstmCellGrad = gating.lstmCellGrad;
-  readonly loadProbability = gating.loadProbability;
-  readonly loadProbabilityGrad = gating.loadProbabilityGrad;
+  readonly lstmCell = lstmCell;
+  readonly lstmCellGrad = lstmCellGrad;
+  readonly noisyTopK = gating.noisyTopK;
+  readonly noisyTopKGrad = gating.noisyTopKGrad;
+  readonly columnCuts = gating.columnCuts;
+  readonly listAbove = gating.listAbove;
   readonly cvSquared = gating.cvSquared;
   readonly cvSquaredGrad = gating.cvSquaredGrad;
 
@@ -129,6 +145,13 @@ export class ReferenceBackend implements Backend {
   }
   dropout(x: Buf, y: Buf, n: number, rate: number, key: RandomKey, start: number): void {
     for (let i = 0; i < n; i++) floats(y)[i] = uniformAt(key, start + i) >= rate ? floats(x)[i]! / (1 - rate) : 0;
+  }
+  dropoutRows(x: Buf, y: Buf, rowIds: Buf, rows: number, width: number, rate: number, key: RandomKey, start: number): void {
+    for (let r = 0; r < rows; r++) {
+      const id = ints(rowIds)[r]!;
+      if (id < 0) floats(y).fill(0, r * width, (r + 1) * width);
+      else this.dropout(x.at(r * width), y.at(r * width), width, rate, key, (start + id) * width);
+    }
   }
 
   readonly sumSquares = optimisers.sumSquares;

@@ -16,13 +16,14 @@ export function gemm(transA: boolean, transB: boolean, m: number, n: number, k: 
   }
 }
 
-/** Group by group: y = x·w[e] or x·w[e]ᵀ. */
-export function groupedGemm(offsets: Buf, groups: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number): void {
+/** Group by group: y = x·w[e] or x·w[e]ᵀ; zeros after the last group. */
+export function groupedGemm(offsets: Buf, groups: number, m: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number): void {
   const at = ints(offsets);
   for (let e = 0; e < groups; e++) {
     const rows = at[e + 1]! - at[e]!;
     if (rows > 0) gemm(false, transW, rows, q, p, 1, x.at(at[e]! * p), p, w.at(e * p * q), transW ? p : q, 0, y.at(at[e]! * q), q);
   }
+  floats(y).fill(0, at[groups]! * q, m * q);
 }
 
 /** Group by group: dw[e] = xᵀ·dy. */

@@ -8,21 +8,26 @@ export function gatherRows(src: Buf, index: Buf, out: Buf, rows: number, width: 
   for (let r = 0; r < rows; r++) for (let j = 0; j < width; j++) O[r * width + j] = I[r]! < 0 ? 0 : S[I[r]! * width + j]!;
 }
 
-export function combineRows(src: Buf, position: Buf, weights: Buf | null, y: Buf, n: number, k: number, width: number): void {
+/** Assignments of row r: from offsets, or k a row. */
+const assignments = (rowOffsets: Buf | null, r: number, k: number): [from: number, to: number] => (rowOffsets ? [ints(rowOffsets)[r]!, ints(rowOffsets)[r + 1]!] : [r * k, (r + 1) * k]);
+
+export function combineRows(src: Buf, position: Buf, weights: Buf | null, rowOffsets: Buf | null, y: Buf, n: number, k: number, width: number): void {
   const [S, P, W, Y] = [floats(src), ints(position), weights && floats(weights), floats(y)];
   for (let r = 0; r < n; r++) {
+    const [from, to] = assignments(rowOffsets, r, k);
     for (let j = 0; j < width; j++) {
       let sum = 0;
-      for (let a = r * k; a < (r + 1) * k; a++) if (P[a]! >= 0) sum += (W ? W[a]! : 1) * S[P[a]! * width + j]!;
+      for (let a = from; a < to; a++) if (P[a]! >= 0) sum += (W ? W[a]! : 1) * S[P[a]! * width + j]!;
       Y[r * width + j] = sum;
     }
   }
 }
 
-export function combineRowsGrad(src: Buf, position: Buf, weights: Buf, dy: Buf, dSrc: Buf | null, dWeights: Buf | null, n: number, k: number, width: number): void {
+export function combineRowsGrad(src: Buf, position: Buf, weights: Buf, rowOffsets: Buf | null, dy: Buf, dSrc: Buf | null, dWeights: Buf | null, n: number, k: number, width: number): void {
   const [S, P, W, dY] = [floats(src), ints(position), floats(weights), floats(dy)];
   for (let r = 0; r < n; r++) {
-    for (let a = r * k; a < (r + 1) * k; a++) {
+    const [from, to] = assignments(rowOffsets, r, k);
+    for (let a = from; a < to; a++) {
       let dot = 0;
       if (P[a]! >= 0) {
         for (let j = 0; j < width; j++) {
@@ -32,6 +37,19 @@ export function combineRowsGrad(src: Buf, position: Buf, weights: Buf, dy: Buf, 
       }
       if (dWeights) floats(dWeights)[a] = dot;
     }
+  }
+}
+
+export function limitPerExpert(expert: Buf, priority: Buf | null, n: number, k: number, groups: number, capacity: number): void {
+  const E = ints(expert);
+  // First choices of all rows, then second choices, ...
+  const arrival = Array.from({ length: n * k }, (_, i) => (i % n) * k + Math.floor(i / n));
+  for (let e = 0; e < groups; e++) {
+    const mine = arrival.filter((j) => E[j] === e);
+    // NaN counts as −∞; sort is stable, so that equal ones keep their order.
+    const key = (j: number): number => (Number.isNaN(floats(priority!)[j]!) ? -Infinity : floats(priority!)[j]!);
+    if (priority) mine.sort((a, b) => (key(a) === key(b) ? 0 : key(a) > key(b) ? -1 : 1));
+    for (const j of mine.slice(capacity)) E[j] = -1;
   }
 }
 

@@ -140,3 +140,28 @@ export function div(a: Tensor | number, b: Tensor | number): Tensor {
     ];
   });
 }
+
+/** The larger of two, elementwise; equal ones share the gradient. */
+export function maximum(a: Tensor | number, b: Tensor | number): Tensor {
+  return extreme("maximum", a, b);
+}
+
+/** The smaller of two, elementwise; equal ones share the gradient. */
+export function minimum(a: Tensor | number, b: Tensor | number): Tensor {
+  return extreme("minimum", a, b);
+}
+
+function extreme(op: "maximum" | "minimum", a: Tensor | number, b: Tensor | number): Tensor {
+  const [x, y, shape] = operands(op, a, b);
+  return record(op, apply(op, x, y, shape), [x, y], (dy, needs) => {
+    // The larger one's share is (1 + sign(x − y)) / 2: 1 where it is x, 0 where it is y, a half at ties. The sign is the slope of |x − y|.
+    const d = apply("sub", x, y, shape);
+    const signed = empty(shape, "float32", x.backend);
+    x.backend.unaryGrad("abs", d.buffer, d.buffer, dy.buffer, signed.buffer, d.size);
+    const [ofX, ofY] = op === "maximum" ? (["add", "sub"] as const) : (["sub", "add"] as const);
+    return [
+      needs[0] ? reduceTo(affine(apply(ofX, dy, signed, shape), 0.5), x.shape) : undefined,
+      needs[1] ? reduceTo(affine(apply(ofY, dy, signed, shape), 0.5), y.shape) : undefined,
+    ];
+  });
+}

@@ -69,7 +69,7 @@ function batched(a: Tensor, b: Tensor, k: number, n: number): Tensor {
 /**
  * y[r] = x[r]·w[e] for the rows r in offsets[e]..offsets[e+1]: one product per group, each with its own matrix.
  * Groups without rows cost nothing and get no gradient: that of `w` is by rows (see `Gradient`), one row a group.
- * @param x (M, p) grouped rows; @param w (E, p, q); @param offsets int32 (E+1). Rows beyond the last offset are left undefined.
+ * @param x (M, p) grouped rows; @param w (E, p, q); @param offsets int32 (E+1). Rows beyond the last offset give zeros.
  */
 export function groupedMatmul(x: Tensor, w: Tensor, offsets: Tensor): Tensor {
   checkOperands("groupedMatmul", "float32", x, w);
@@ -81,12 +81,12 @@ export function groupedMatmul(x: Tensor, w: Tensor, offsets: Tensor): Tensor {
   }
   const backend = x.backend;
   const y = empty([m, q], "float32", backend);
-  backend.groupedGemm(offsets.buffer, groups, x.buffer, w.buffer, false, y.buffer, p, q);
+  backend.groupedGemm(offsets.buffer, groups, m, x.buffer, w.buffer, false, y.buffer, p, q);
   return record("groupedMatmul", y, [x, w], (dy, needs) => {
     const gradients: InputGradient[] = [undefined, undefined];
     if (needs[0]) {
       const dx = empty([m, p], "float32", backend);
-      backend.groupedGemm(offsets.buffer, groups, dy.buffer, w.buffer, true, dx.buffer, q, p);
+      backend.groupedGemm(offsets.buffer, groups, m, dy.buffer, w.buffer, true, dx.buffer, q, p);
       gradients[0] = dx;
     }
     if (needs[1]) {

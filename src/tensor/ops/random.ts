@@ -1,7 +1,7 @@
 /** Random tensors and dropout. Every element is a function of seed, stream, step and its own index; see core/random.ts. */
 
 import type { Backend, RandomKey } from "../../backend/backend.js";
-import { ConfigError } from "../../core/errors.js";
+import { ConfigError, TensorError } from "../../core/errors.js";
 import { streamId } from "../../core/random.js";
 import { defaultBackend } from "../default-backend.js";
 import { checkOperands } from "../shapes.js";
@@ -51,6 +51,22 @@ export function dropout(x: Tensor, rate: number, key: RandomKey, start = 0): Ten
   return record("dropout", y, [x], (dy) => {
     const dx = empty(x.shape, "float32", x.backend);
     x.backend.dropout(dy.buffer, dx.buffer, x.size, rate, key, start);
+    return [dx];
+  });
+}
+
+/** `dropout` of rows (N, width) that stand in another order than their own: row r draws what row `start + rowIds[r]` would. Rows of no id become zero. */
+export function dropoutRows(x: Tensor, rate: number, key: RandomKey, rowIds: Tensor, start = 0): Tensor {
+  checkOperands("dropoutRows", "float32", x);
+  checkOperands("dropoutRows", "int32", rowIds);
+  if (!(rate >= 0 && rate < 1)) throw new ConfigError(`dropoutRows: expected a rate from 0 to below 1, got ${rate}.`);
+  if (x.rank !== 2 || rowIds.size !== x.shape[0]) throw new TensorError(`dropoutRows: expected x (N, width) and N row ids, got [${x.shape.join(", ")}] and [${rowIds.shape.join(", ")}].`);
+  const [rows, width] = x.shape as [number, number];
+  const y = empty(x.shape, "float32", x.backend);
+  x.backend.dropoutRows(x.buffer, y.buffer, rowIds.buffer, rows, width, rate, key, start);
+  return record("dropoutRows", y, [x], (dy) => {
+    const dx = empty(x.shape, "float32", x.backend);
+    x.backend.dropoutRows(dy.buffer, dx.buffer, rowIds.buffer, rows, width, rate, key, start);
     return [dx];
   });
 }

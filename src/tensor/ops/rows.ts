@@ -3,7 +3,7 @@
 import { TensorError } from "../../core/errors.js";
 import { checkOperands } from "../shapes.js";
 import { record } from "../tape.js";
-import { empty, sameShape, type Gradient, type Tensor } from "../tensor.js";
+import { empty, sameShape, zeros, type Gradient, type Tensor } from "../tensor.js";
 
 /**
  * table[index]: (..., width). The gradient of the table holds only the rows in use (see `Gradient`).
@@ -43,71 +43,92 @@ export function checkIndices(where: string, index: Tensor, limit: number): void 
   }
 }
 
-/** Where the assignments of rows to experts go; see `Backend.routeByExpert`. All int32. */
+/** Which experts each row goes to: K for each, or a list in the order of rows where their number differs. */
+export interface Assignments {
+  /** int32 (N, K) or (M); -1 where an assignment was dropped. */
+  experts: Tensor;
+  /** Of a list: int32 (M), the row of each (-1 in an unused tail), and (N+1) where each row's assignments begin. */
+  rows?: Tensor;
+  rowOffsets?: Tensor;
+}
+
+/** Where assignments go; see `Backend.routeByExpert`. All int32. */
 export interface Routing {
   /** (E+1) expert e has the grouped rows offsets[e]..offsets[e+1]. */
-  offsets_E1: Tensor;
+  offsets: Tensor;
+  /** (M) assignment at each place of the grouped order, -1 in an unused tail. */
+  order: Tensor;
   /** (M) row of x at each place of the grouped order, -1 in an unused tail. */
-  row_M: Tensor;
-  /** (N, K) place of each assignment in the grouped order, -1 where dropped. */
-  position_NK: Tensor;
+  rows: Tensor;
+  /** As `Assignments.experts`: the place of each assignment in the grouped order, -1 where it was dropped. */
+  position: Tensor;
+  /** Of a list: where each row's assignments begin. */
+  rowOffsets?: Tensor;
+  /** Rows of x. */
+  numRows: number;
 }
 
-/**
- * Groups assignments (N, K) by expert: a stable counting sort, so earlier rows come first.
- * @param experts_NK from -1 (dropped) to numExperts − 1; a gate's word is taken for it, since reading them back would make the layer wait
- */
-export function routeByExpert(experts_NK: Tensor, numExperts: number): Routing {
-  checkOperands("routeByExpert", "int32", experts_NK);
-  if (experts_NK.rank !== 2) throw new TensorError(`routeByExpert: expected experts (N, K), got [${experts_NK.shape.join(", ")}].`);
-  const backend = experts_NK.backend;
-  const [, k] = experts_NK.shape as [number, number];
-  const m = experts_NK.size;
-  const offsets_E1 = empty([numExperts + 1], "int32", backend);
-  const row_M = empty([m], "int32", backend);
-  const position_NK = empty(experts_NK.shape, "int32", backend);
-  backend.routeByExpert(experts_NK.buffer, m, numExperts, offsets_E1.buffer, row_M.buffer, position_NK.buffer);
-  backend.divideIndex(row_M.buffer, k, row_M.buffer, m);
-  return { offsets_E1, row_M, position_NK };
-}
-
-/** x gathered into the grouped order: (M, D). Its gradient is a sum over the K places of each row. */
-export function dispatch(x_ND: Tensor, { row_M, position_NK }: Routing): Tensor {
-  checkOperands("dispatch", "float32", x_ND);
-  checkOperands("dispatch", "int32", row_M, position_NK);
-  const backend = x_ND.backend;
-  const [n, width] = x_ND.shape as [number, number];
-  if (x_ND.rank !== 2 || position_NK.shape[0] !== n) {
-    throw new TensorError(`dispatch: expected x (N, D) with the N = ${position_NK.shape[0]} rows of the routing, got [${x_ND.shape.join(", ")}].`);
+/** Groups assignments by expert: a stable counting sort, so earlier ones come first. */
+export function routeByExpert({ experts, rows: listed, rowOffsets }: Assignments, numExperts: number): Routing {
+  checkOperands("routeByExpert", "int32", experts);
+  const backend = experts.backend;
+  const m = experts.size;
+  if (listed ? !rowOffsets || experts.rank !== 1 || listed.size !== m || rowOffsets.size === 0 : rowOffsets !== undefined || experts.rank !== 2) {
+    const got = [experts, listed, rowOffsets].map((t) => (t ? `[${t.shape.join(", ")}]` : "none")).join(", ");
+    throw new TensorError(`routeByExpert: expected experts (N, K), or lists of experts (M) and rows (M) with rowOffsets (N+1), got ${got}.`);
   }
-  const k = position_NK.shape[1]!;
-  const y = empty([row_M.size, width], "float32", backend);
-  backend.gatherRows(x_ND.buffer, row_M.buffer, y.buffer, row_M.size, width);
-  return record("dispatch", y, [x_ND], (dy) => {
-    const dx = empty(x_ND.shape, "float32", backend);
-    backend.combineRows(dy.buffer, position_NK.buffer, null, dx.buffer, n, k, width);
+  if (listed && rowOffsets) checkOperands("routeByExpert", "int32", experts, listed, rowOffsets);
+  const offsets = empty([numExperts + 1], "int32", backend);
+  const order = empty([m], "int32", backend);
+  const position = empty(experts.shape, "int32", backend);
+  backend.routeByExpert(experts.buffer, m, numExperts, offsets.buffer, order.buffer, position.buffer);
+  const rows = empty([m], "int32", backend);
+  if (listed) backend.gatherIndices(listed.buffer, order.buffer, rows.buffer, m);
+  else backend.divideIndex(order.buffer, experts.shape[1]!, rows.buffer, m);
+  return { offsets, order, rows, position, numRows: rowOffsets ? rowOffsets.size - 1 : experts.shape[0]!, ...(rowOffsets ? { rowOffsets } : {}) };
+}
+
+/** Assignments of each row, where it is the same for all. */
+const perRow = ({ position, rowOffsets }: Routing): number => (rowOffsets ? 0 : position.shape[1]!);
+
+/** x gathered into the grouped order: (M, D). Its gradient is a sum over the places of each row. */
+export function dispatch(x: Tensor, routing: Routing): Tensor {
+  checkOperands("dispatch", "float32", x);
+  const backend = x.backend;
+  const [n, width] = x.shape as [number, number];
+  const { rows, position, rowOffsets, numRows } = routing;
+  if (x.rank !== 2 || n !== numRows) throw new TensorError(`dispatch: expected x (N, D) with the N = ${numRows} rows of the routing, got [${x.shape.join(", ")}].`);
+  const y = empty([rows.size, width], "float32", backend);
+  backend.gatherRows(x.buffer, rows.buffer, y.buffer, rows.size, width);
+  return record("dispatch", y, [x], (dy) => {
+    const dx = empty(x.shape, "float32", backend);
+    backend.combineRows(dy.buffer, position.buffer, null, rowOffsets?.buffer ?? null, dx.buffer, n, perRow(routing), width);
     return [dx];
   });
 }
 
-/** y[n] = Σ_k gates[n, k] · out[position[n, k]]: the sum of Shazeer et al. 2017, eq. 1. Dropped assignments add nothing. */
-export function combine(out_MD: Tensor, gates_NK: Tensor, { position_NK }: Routing): Tensor {
-  checkOperands("combine", "float32", out_MD, gates_NK);
-  checkOperands("combine", "int32", position_NK);
-  const backend = out_MD.backend;
-  const [n, k] = gates_NK.shape as [number, number];
-  const [m, width] = out_MD.shape as [number, number];
-  if (out_MD.rank !== 2 || !sameShape(gates_NK.shape, position_NK.shape) || m !== position_NK.size) {
-    throw new TensorError(
-      `combine: expected outputs (M, D) and gates (N, K) of a routing with (N, K) = (${position_NK.shape.join(", ")}), got [${out_MD.shape.join(", ")}] and [${gates_NK.shape.join(", ")}].`,
-    );
+/**
+ * y[n] = Σ gates[j] · out[position[j]] over the assignments j of row n: the sum of Shazeer et al. 2017, eq. 1. Dropped assignments add nothing.
+ * @param gates as `Routing.position`: (N, K) or (M)
+ */
+export function combine(out: Tensor, gates: Tensor, routing: Routing): Tensor {
+  checkOperands("combine", "float32", out, gates);
+  const backend = out.backend;
+  const { position, rowOffsets, numRows: n } = routing;
+  const [m, width] = out.shape as [number, number];
+  if (out.rank !== 2 || !sameShape(gates.shape, position.shape) || m !== position.size) {
+    const expected = `outputs (M, D) of M = ${position.size} assignments and gates of their shape, [${position.shape.join(", ")}]`;
+    throw new TensorError(`combine: expected ${expected}, got [${out.shape.join(", ")}] and [${gates.shape.join(", ")}].`);
   }
+  const k = perRow(routing);
+  const starts = rowOffsets?.buffer ?? null;
   const y = empty([n, width], "float32", backend);
-  backend.combineRows(out_MD.buffer, position_NK.buffer, gates_NK.buffer, y.buffer, n, k, width);
-  return record("combine", y, [out_MD, gates_NK], (dy, needs) => {
+  backend.combineRows(out.buffer, position.buffer, gates.buffer, starts, y.buffer, n, k, width);
+  return record("combine", y, [out, gates], (dy, needs) => {
     const dOut = needs[0] ? empty([m, width], "float32", backend) : undefined;
-    const dGates = needs[1] ? empty(gates_NK.shape, "float32", backend) : undefined;
-    backend.combineRowsGrad(out_MD.buffer, position_NK.buffer, gates_NK.buffer, dy.buffer, dOut?.buffer ?? null, dGates?.buffer ?? null, n, k, width);
+    // A list may end with assignments of no row, which the kernel does not visit.
+    const dGates = needs[1] ? (rowOffsets ? zeros(gates.shape, "float32", backend) : empty(gates.shape, "float32", backend)) : undefined;
+    backend.combineRowsGrad(out.buffer, position.buffer, gates.buffer, starts, dy.buffer, dOut?.buffer ?? null, dGates?.buffer ?? null, n, k, width);
     return [dOut, dGates];
   });
 }

@@ -1,0 +1,28 @@
+/**
+ * Expert capacity: how many rows an expert takes at most (GShard, Lepikhin et al. 2020; Switch, Fedus et al. 2021). Dropless where no factor is given.
+ * What is dropped contributes zero; the residual connection around the layer carries the row.
+ */
+
+import { limitPerExpert } from "../tensor/ops/gating.js";
+import type { Tensor } from "../tensor/tensor.js";
+
+export interface CapacityOptions {
+  /** An expert takes at most ⌈capacityFactor · assignments / experts⌉ rows in training. Left out: no row is dropped. */
+  capacityFactor?: number;
+  /** The same in evaluation. Default: capacityFactor. */
+  evalCapacityFactor?: number;
+  /** Who stays when there are more: first come (all first choices before all second ones), or the highest gate values. Default arrival, as in GShard. */
+  dropPolicy?: "arrival" | "probability";
+}
+
+/** ⌈factor · assignments / experts⌉, at least 1, so that few rows among many experts are not all dropped. */
+export function capacityOf(factor: number, assignments: number, numExperts: number): number {
+  return Math.max(1, Math.ceil((factor * assignments) / numExperts));
+}
+
+/** @param experts (N, K), of numExperts in all; lists of gates that give every expert its share have no overflow and pass as they are */
+export function limitToCapacity(experts: Tensor, gates: Tensor, numExperts: number, { capacityFactor, evalCapacityFactor, dropPolicy }: CapacityOptions, training: boolean): Tensor {
+  const factor = training ? capacityFactor : (evalCapacityFactor ?? capacityFactor);
+  if (factor === undefined || experts.rank !== 2) return experts;
+  return limitPerExpert(experts, numExperts, capacityOf(factor, experts.size, numExperts), dropPolicy === "probability" ? gates : undefined);
+}

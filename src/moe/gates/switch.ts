@@ -1,0 +1,68 @@
+/** Switch routing: one expert a row, scaled by its probability over ALL experts (Fedus, Zoph & Shazeer 2021, section 2). */
+
+import { checkNumber } from "../../core/checks.js";
+import { streamId } from "../../core/random.js";
+import type { RunContext } from "../../nn/module.js";
+import { affine, mul } from "../../tensor/ops/elementwise.js";
+import { softmax, topK } from "../../tensor/ops/reduce.js";
+import { reshape } from "../../tensor/ops/shape.js";
+import { empty, type Tensor } from "../../tensor/tensor.js";
+import { switchLoss } from "../losses.js";
+import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
+import { numberThrough } from "./groups.js";
+
+export interface SwitchOptions extends GateOptions {
+  /** α of the loss α·n·Σ f·P. Default 0.01 (eq. 4). */
+  auxLossWeight?: number;
+  /** ε: while training the router sees x times numbers uniform in [1−ε, 1+ε]; the experts see x. Default 0.01. */
+  jitter?: number;
+}
+
+/**
+ * p = softmax(x·W_g), expert i = argmax p, output p_i·E_i(x): the softmax comes BEFORE the choice, so that the gate has a gradient with a single expert.
+ * W_g starts with a tenth of the usual variance (section 2.4: initial weights reduced tenfold). Everything is float32 here, the router too.
+ */
+export class SwitchGate extends RouterGate {
+  readonly topK = 1;
+  readonly auxLossWeight: number;
+  readonly jitter: number;
+  readonly #stream: number;
+
+  constructor(options: SwitchOptions) {
+    // Truncated normal of variance s/fanIn with s = 0.1 in the paper; a normal here.
+    super("SwitchGate", options, { name: "gate", init: { kind: "normal", std: Math.sqrt(0.1 / options.hiddenSize) }, importanceWeight: 0, loadWeight: 0 });
+    this.auxLossWeight = checkNumber("SwitchGate", "auxLossWeight", options.auxLossWeight ?? 0.01, { min: 0 });
+    this.jitter = checkNumber("SwitchGate", "jitter", options.jitter ?? 0.01, { min: 0, max: 1 });
+    this.#stream = streamId("jitter", options.name ?? "gate");
+  }
+
+  protected override routerInput(x: Tensor, context: RunContext, groups: GroupedRows | undefined): Tensor {
+    if (!context.training || this.jitter === 0) return x;
+    return mul(x, rowsOfUniform(x, 1 - this.jitter, 1 + this.jitter, { seed: context.seed, stream: this.#stream, step: context.step }, context.firstRow, groups));
+  }
+
+  protected choose(logits: Tensor, _x: Tensor, _context: RunContext, groups: GroupedRows | undefined): Choice {
+    const probabilities = softmax(logits);
+    const { values, indices } = topK(probabilities, 1);
+    const first = numberThrough(reshape(indices, [-1]), this.numExperts, groups);
+    return { experts: indices, gates: values, loss: affine(switchLoss(probabilities, first, groups), this.auxLossWeight) };
+  }
+}
+
+/** Numbers uniform in [low, high) of the shape of x (N, width): row r draws its own, whatever rows stand beside it. */
+export function rowsOfUniform(x: Tensor, low: number, high: number, key: { seed: number; stream: number; step: number }, firstRow: number, groups: GroupedRows | undefined): Tensor {
+  const [rows, width] = x.shape as [number, number];
+  const { backend } = x;
+  const y = empty(x.shape, "float32", backend);
+  if (!groups) {
+    backend.randomUniform(y.buffer, y.size, key, firstRow * width, low, high);
+    return y;
+  }
+  // Numbers of every pair of row and group, of which each row takes its own: secondary gates are few and narrow.
+  const all = empty([numPairs(groups), width], "float32", backend);
+  backend.randomUniform(all.buffer, all.size, key, firstRow * groups.count * width, low, high);
+  backend.gatherRows(all.buffer, groups.rowIds.buffer, y.buffer, rows, width);
+  return y;
+}
+
+const numPairs = ({ numRows, count }: GroupedRows): number => numRows * count;

@@ -1,0 +1,66 @@
+/** The hierarchical mixture of experts: groups of experts, a gate over the groups and one in each (Shazeer et al. 2017, section 3.3 and App. B). */
+
+import { checkInteger } from "../core/checks.js";
+import { ConfigError, expectation } from "../core/errors.js";
+import { HierarchicalGate } from "./gates/hierarchical.js";
+import { makeGate, type GateConfig } from "./gates/index.js";
+import { MoE, type BalanceOptions, type ExpertOptions } from "./layer.js";
+
+/** Sizes, gates and experts of a `HierarchicalMoE`. */
+export interface HierarchicalMoEOptions extends ExpertOptions, Omit<BalanceOptions, "capacityFactor" | "evalCapacityFactor" | "dropPolicy"> {
+  /** Width D of input and output. */
+  hiddenSize: number;
+  /** [groups, experts of each group]: their product is E. */
+  numExperts: readonly [groups: number, perGroup: number];
+  /** [groups a row goes to, experts it uses in each]. Default: what the gates take, at most 2 at each level as in the paper. */
+  topK?: readonly [groups: number, perGroup: number];
+  /** Gate over the groups: a name, or a name with options (capacity among them). Default noisy-top-k. */
+  gate?: GateConfig;
+  /** Gates inside the groups. Default: as `gate`. */
+  secondaryGate?: GateConfig;
+  name?: string;
+  seed?: number;
+}
+
+/** Two experts a level, where the gate lets one choose. */
+const TOP_K = 2;
+
+/**
+ * Groups of experts of which each row uses a few, and in each of these a few experts.
+ *
+ * ```ts
+ * const moe = new HierarchicalMoE({ hiddenSize: 512, numExperts: [4, 4] }); // 4 groups of 4 experts
+ * const { output, auxLoss } = moe.forward(randomNormal([4, 1024, 512]));
+ * ```
+ * Gates cost D·(groups + topK·perGroup) a row instead of D·E; experts run as one grouped product, as in the flat layer.
+ */
+export class HierarchicalMoE extends MoE {
+  constructor({ numExperts, topK, gate = "noisy-top-k", secondaryGate = gate, importanceWeight, loadWeight, zLossWeight, ...rest }: HierarchicalMoEOptions) {
+    const where = "HierarchicalMoE";
+    if (!Array.isArray(numExperts) || numExperts.length !== 2) throw new ConfigError(expectation(where, "numExperts [groups, experts of each group]", numExperts));
+    const [groups, perGroup] = numExperts;
+    checkInteger(where, "numExperts[0] (groups)", groups, { min: 1 });
+    checkInteger(where, "numExperts[1] (experts of each group)", perGroup, { min: 1 });
+    if (topK !== undefined && (!Array.isArray(topK) || topK.length !== 2)) throw new ConfigError(expectation(where, "topK [groups a row goes to, experts it uses in each]", topK));
+    const { hiddenSize, name = "moe", seed = 0 } = rest;
+    const z = zLossWeight === undefined ? {} : { zLossWeight };
+    const level = (config: GateConfig, numExperts: number, k: number | undefined, numGroups?: number) => {
+      const named = typeof config === "string" ? { type: config } : config;
+      const chosen = k ?? (CHOOSES_K.has(named.type) ? Math.min(TOP_K, numExperts) : undefined);
+      return makeGate({ ...named, ...z } as GateConfig, { hiddenSize, numExperts, numGroups, topK: chosen, name: `${name}.gate.${numGroups === undefined ? "primary" : "secondary"}`, seed });
+    };
+    super({
+      ...rest,
+      numExperts: groups * perGroup,
+      gate: new HierarchicalGate({
+        primary: level(gate, groups, topK?.[0]),
+        secondary: level(secondaryGate, perGroup, topK?.[1], groups),
+        ...(importanceWeight === undefined ? {} : { importanceWeight }),
+        ...(loadWeight === undefined ? {} : { loadWeight }),
+      }),
+    });
+  }
+}
+
+/** Gates whose number of experts a row is an option. */
+const CHOOSES_K: ReadonlySet<string> = new Set(["noisy-top-k", "strictly-balanced", "expert-choice", "top-k", "sigmoid"]);
