@@ -33,8 +33,11 @@ export function noGrad<T>(body: () => T): T {
 
 /**
  * `body` of some tensors, without keeping what its gradients need: that is computed again in the backward pass (Chen et al. 2016; Shazeer et al. 2017, App. D).
- * The gradients are the same bit for bit.
- * @param body must compute the same at each call; @param parameters leaves that it uses besides its inputs
+ * The gradients are the same bit for bit; only where the body uses an input more than once, and so do later operations, are the parts of its gradient
+ * added in another order.
+ *
+ * @param body must compute the same at each call, from its inputs and parameters alone; @param parameters leaves that it uses besides its inputs
+ * @throws TensorError for a parameter that is no leaf; `backward` does for a body that uses a result computed outside it
  */
 export function recompute(body: (...inputs: Tensor[]) => Tensor, inputs: readonly Tensor[], parameters: readonly Tensor[]): Tensor {
   for (const p of parameters) if (p.node) throw new TensorError(`recompute: expected parameters that are leaves, got the result of ${p.node.name}. Pass it among the inputs.`);
