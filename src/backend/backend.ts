@@ -251,7 +251,7 @@ export interface Backend {
   noisyTopKGrad(clean: Buf, raw: Buf, topValues: Buf, topIndices: Buf, dTopValues: Buf | null, dLoad: Buf | null, offsets_S1: Buf | null, segments: number,
     dClean: Buf, dRaw: Buf, rows: number, cols: number, k: number): void;
   /**
-   * For each column of each segment the m = clamp(floor(k·rows / cols), 1, rows) largest values (App. F's batchwise mask; rows: those of the segment):
+   * For each column of each segment the m = clamp(floor(k·rows / cols), 1, rows) largest values (App. F's batchwise mask; rows: those of the segment; k > 0, not always whole):
    * row r of segment s is chosen for column i where x[r, i] > cut[s, i], or equals it and r ≤ cutRow[s, i]. Equal values by lower row; NaN counts as −∞.
    */
   columnCuts(x: Buf, offsets_S1: Buf | null, segments: number, rows: number, cols: number, k: number, cut: Buf, cutRow: Buf): void;
