@@ -145,7 +145,8 @@ export function limitPerExpert(experts: Tensor, numExperts: number, capacity: nu
   }
   const left = empty(experts.shape, "int32", experts.backend);
   experts.backend.copy(experts.buffer, left.buffer, experts.size);
-  experts.backend.limitPerExpert(left.buffer, priority?.buffer ?? null, n, k, numExperts, capacity);
+  // More than there are is all of them, and what a kernel counts is an int32.
+  experts.backend.limitPerExpert(left.buffer, priority?.buffer ?? null, n, k, numExperts, Math.min(capacity, experts.size));
   return left;
 }
 

@@ -50,10 +50,11 @@ export function slice(x: Tensor, axis: number, begin: number, end: number): Tens
   const shape = x.shape.map((n, i) => (i === a ? end - begin : n));
   const strides = stridesOf(x.shape);
   const y = empty(shape, x.dtype, x.backend);
-  x.backend.stridedCopy(shape, x.buffer.at(begin * strides[a]!), strides, y.buffer, stridesOf(shape));
+  // Of nothing there is no place `begin` to start at.
+  if (y.size > 0) x.backend.stridedCopy(shape, x.buffer.at(begin * strides[a]!), strides, y.buffer, stridesOf(shape));
   return record("slice", y, [x], (dy) => {
     const dx = zeros(x.shape, "float32", x.backend);
-    x.backend.stridedCopy(shape, dy.buffer, stridesOf(shape), dx.buffer.at(begin * strides[a]!), strides);
+    if (dy.size > 0) x.backend.stridedCopy(shape, dy.buffer, stridesOf(shape), dx.buffer.at(begin * strides[a]!), strides);
     return [dx];
   });
 }
