@@ -15,12 +15,16 @@ export interface CapacityOptions {
   dropPolicy?: "arrival" | "probability";
 }
 
-/** ⌈factor · assignments / experts⌉, at least 1, so that few rows among many experts are not all dropped. */
+/** ⌈factor · assignments / experts⌉, at least 1, so that few rows among many experts are not all dropped. What rounding adds is no row: ⌈1.1 · 50⌉ is 55. */
 export function capacityOf(factor: number, assignments: number, numExperts: number): number {
-  return Math.max(1, Math.ceil((factor * assignments) / numExperts));
+  return Math.max(1, Math.ceil(((factor * assignments) / numExperts) * (1 - 4 * Number.EPSILON)));
 }
 
-/** @param experts (N, K), of numExperts in all; lists of gates that give every expert its share have no overflow and pass as they are */
+/**
+ * The assignments that fit.
+ * @param experts (N, K), of numExperts in all; -1 is left out, and counts among the N·K assignments that a share is made of. Lists, whose experts have picked
+ * their rows, pass as they are.
+ */
 export function limitToCapacity(experts: Tensor, gates: Tensor, numExperts: number, { capacityFactor, evalCapacityFactor, dropPolicy }: CapacityOptions, training: boolean): Tensor {
   const factor = training ? capacityFactor : (evalCapacityFactor ?? capacityFactor);
   if (factor === undefined || experts.rank !== 2) return experts;

@@ -3,7 +3,7 @@
 import { checkInteger } from "../core/checks.js";
 import { ConfigError, expectation } from "../core/errors.js";
 import { HierarchicalGate } from "./gates/hierarchical.js";
-import { makeGate, type GateConfig } from "./gates/index.js";
+import { makeGate, withOptions, type GateConfig } from "./gates/index.js";
 import { MoE, type BalanceOptions, type ExpertOptions } from "./layer.js";
 
 /** Sizes, gates and experts of a `HierarchicalMoE`. */
@@ -45,7 +45,7 @@ export class HierarchicalMoE extends MoE {
     const { hiddenSize, name = "moe", seed = 0 } = rest;
     const z = zLossWeight === undefined ? {} : { zLossWeight };
     const level = (config: GateConfig, numExperts: number, k: number | undefined, numGroups?: number) => {
-      const named = typeof config === "string" ? { type: config } : config;
+      const named = withOptions(config);
       const chosen = k ?? (CHOOSES_K.has(named.type) ? Math.min(TOP_K, numExperts) : undefined);
       return makeGate({ ...named, ...z } as GateConfig, { hiddenSize, numExperts, numGroups, topK: chosen, name: `${name}.gate.${numGroups === undefined ? "primary" : "secondary"}`, seed });
     };

@@ -12,7 +12,7 @@ import type { CapacityOptions } from "./capacity.js";
 import { ModuleExperts, type ExpertModule, type Experts } from "./experts.js";
 import { FeedForwardExperts, type Activation } from "./feed-forward.js";
 import type { Gate } from "./gates/gate.js";
-import { isGate, makeGate, type GateConfig } from "./gates/index.js";
+import { isGate, makeGate, withOptions, type GateConfig } from "./gates/index.js";
 import { addLosses, balanceLoss } from "./losses.js";
 
 /** Experts of an `MoE` layer. */
@@ -27,7 +27,10 @@ export interface ExpertOptions {
   expertDropout?: number;
   /** Compute the experts' hidden activations again in the backward pass instead of keeping them (App. D). Default false. */
   recompute?: boolean;
-  /** Experts that every row uses, whatever the gate says (DeepSeek): their outputs are added with weight 1. Default 0. */
+  /**
+   * Experts that every row uses, whatever the gate says (DeepSeek): their outputs are added with weight 1. Default 0. They are one network of so many times
+   * the hidden width, which is their sum where there is one hidden layer.
+   */
   sharedExperts?: number;
   /**
    * One module per expert, or a function making expert i, instead of the built-in feed-forward ones. They map (rows, D) to (rows, D).
@@ -58,7 +61,7 @@ export interface MoEOptions extends ExpertOptions, BalanceOptions {
    * 2.1; the Switch gate is made for one expert a row).
    */
   topK?: number;
-  /** Name of a gate, name and options, or a gate. Default noisy-top-k. A gate made elsewhere keeps its own losses and limits. */
+  /** Name of a gate, name and options, or a gate. Default noisy-top-k. A gate made elsewhere has its own topK, losses and limits; those of the layer are then refused. */
   gate?: GateConfig | Gate;
   name?: string;
   seed?: number;
@@ -79,7 +82,10 @@ export interface MoEOutput {
   rowOffsets?: Tensor;
   /** (E+1) int32: expert e got routing.offsets[e+1] − routing.offsets[e] rows. */
   routing: Routing;
-  /** Assignments before capacity dropped any, where their number does not depend on the data. */
+  /**
+   * Assignments before capacity dropped any, where each row has the same number; less routing.offsets[E] it is how many were dropped. Left out where rows
+   * differ (GShard's second expert, gates whose experts pick): the sum of `load`, which is counted then, is the number.
+   */
   requested?: number;
 }
 
@@ -106,8 +112,12 @@ export class MoE extends Module {
     const { hiddenSize, numExperts, topK, gate = "noisy-top-k", sharedExperts = 0, name = "moe", seed = 0 } = options;
     this.hiddenSize = checkInteger("MoE", "hiddenSize", hiddenSize, { min: 1 });
     this.numExperts = checkInteger("MoE", "numExperts", numExperts, { min: 1 });
-    if (isGate(gate)) this.gate = gate;
-    else this.gate = makeGate({ ...(typeof gate === "string" ? { type: gate } : gate), ...balanceOf(options) } as GateConfig, { hiddenSize, numExperts, topK, name: `${name}.gate`, seed });
+    const ofGate = balanceOf(options);
+    if (isGate(gate)) {
+      const extra = Object.keys({ ...ofGate, ...(topK === undefined ? {} : { topK }) });
+      if (extra.length > 0) throw new ConfigError(expectation("MoE", `no ${extra.join(", ")} beside a gate made elsewhere`, gate, "Give them to the gate."));
+      this.gate = gate;
+    } else this.gate = makeGate({ ...withOptions(gate), ...ofGate } as GateConfig, { hiddenSize, numExperts, topK, name: `${name}.gate`, seed });
     if (this.gate.numExperts !== numExperts) throw new ConfigError(expectation("MoE", `a gate of ${numExperts} experts (numExperts)`, this.gate.numExperts));
     const { expertHiddenSize = 2 * hiddenSize, activation = "relu", bias = false, expertDropout = 0, recompute = false } = options;
     const ofExperts = { hiddenSize, activation, bias, expertDropout, recompute, seed };

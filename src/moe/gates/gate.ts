@@ -17,6 +17,8 @@ export interface Choice extends Assignments {
   gates: Tensor;
   /** (E), or (G·E) for rows in groups: the smooth estimate of the rows per expert, where the gate has one (App. A). */
   load?: Tensor;
+  /** Whether a row may use fewer than K experts by the gate's own choice, as GShard's second one: those left out are -1. */
+  varies?: boolean;
   /** Scalar: weighted losses of the gate's own, such as Switch's; those on importance and load are added by who calls. */
   loss?: Tensor;
 }
@@ -28,7 +30,7 @@ export interface GateOutput extends Choice {
   /** (E) rows per expert: the smooth estimate while training, where the gate has one (`smoothLoad`); else those counted, before anything is dropped. */
   load: Tensor;
   smoothLoad: boolean;
-  /** Assignments before capacity dropped any, where their number does not depend on the data. */
+  /** Assignments before capacity dropped any, where each row has the same number; elsewhere the load is counted, and its sum is their number. */
   requested?: number;
 }
 
@@ -136,15 +138,19 @@ export abstract class RouterGate extends Module implements Gate {
   }
 }
 
+/** Experts that each row asks for, where that is the same for all. */
+export const perRow = ({ experts, varies }: Choice): number | undefined => (experts.rank === 2 && !varies ? experts.shape[1]! : undefined);
+
 /** Importance and load of a choice. */
-export function measure({ experts, gates, rows, load }: Choice, numExperts: number): Pick<GateOutput, "importance" | "load" | "smoothLoad" | "requested"> {
+export function measure(choice: Choice, numExperts: number): Pick<GateOutput, "importance" | "load" | "smoothLoad" | "requested"> {
+  const { experts, gates, load } = choice;
   const counted = (): Tensor => bincount(full(gates.shape, 1, "float32", gates.backend), experts, numExperts);
-  return { importance: bincount(gates, experts, numExperts), load: load ?? counted(), smoothLoad: load !== undefined, ...(rows ? {} : { requested: experts.size }) };
+  return { importance: bincount(gates, experts, numExperts), load: load ?? counted(), smoothLoad: load !== undefined, ...(perRow(choice) === undefined ? {} : { requested: experts.size }) };
 }
 
 function checkCapacity(where: string, { capacityFactor, evalCapacityFactor, dropPolicy }: CapacityOptions): CapacityOptions {
   for (const [name, value] of Object.entries({ capacityFactor, evalCapacityFactor })) {
-    if (value !== undefined && !(value > 0)) throw new ConfigError(expectation(where, `${name} above 0 (rows an expert takes at most, over its equal share)`, value, "Leave it out to drop nothing."));
+    if (value !== undefined && !(Number.isFinite(value) && value > 0)) throw new ConfigError(expectation(where, `${name} above 0 (rows an expert takes at most, over its equal share)`, value, "Leave it out to drop nothing."));
   }
   if (dropPolicy !== undefined && dropPolicy !== "arrival" && dropPolicy !== "probability") throw new ConfigError(expectation(where, "dropPolicy arrival or probability", dropPolicy));
   return {

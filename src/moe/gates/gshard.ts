@@ -55,7 +55,7 @@ export class GShardGate extends RouterGate {
     this.secondPolicy = checkOneOf<SecondPolicy>(where, "secondPolicy", secondPolicy, ["all", "none", "threshold", "random"]);
     const inEvaluation: string = options.evalSecondPolicy ?? (secondPolicy === "random" ? "threshold" : secondPolicy);
     if (inEvaluation === "random") {
-      throw new ConfigError(expectation(where, "evalSecondPolicy all, none or threshold", "random", "Evaluation is deterministic; threshold is what random does on average."));
+      throw new ConfigError(expectation(where, "evalSecondPolicy all, none or threshold", "random", "Evaluation is deterministic; threshold uses the second experts that random always uses."));
     }
     this.evalSecondPolicy = checkOneOf<SecondPolicy>(where, "evalSecondPolicy", inEvaluation, ["all", "none", "threshold"]);
     this.secondThreshold = checkNumber(where, "secondThreshold", secondThreshold, { min: 1e-9, max: 1 });
@@ -71,7 +71,7 @@ export class GShardGate extends RouterGate {
     const first = numberThrough(reshape(slice(indices, 1, 0, 1), [-1]), this.numExperts, groups);
     const keep = noGrad(() => this.#keepSecond(slice(gates, 1, 1, 2), context, groups));
     return {
-      experts: keep ? maskIndices(indices, keep) : indices,
+      ...(keep ? { experts: maskIndices(indices, keep), varies: true } : { experts: indices }),
       gates,
       loss: affine(switchLoss(probabilities, first, groups), this.auxLossWeight),
     };

@@ -10,7 +10,7 @@ import { reshape } from "../../tensor/ops/shape.js";
 import { full, zeros, type Tensor } from "../../tensor/tensor.js";
 import { limitToCapacity } from "../capacity.js";
 import { addLosses } from "../losses.js";
-import { measure, type Choice, type Gate, type GateOutput, type GroupedRows, type RouterGate } from "./gate.js";
+import { measure, perRow, type Choice, type Gate, type GateOutput, type GroupedRows, type RouterGate } from "./gate.js";
 import { pick } from "./list.js";
 
 export interface HierarchicalGateOptions {
@@ -68,11 +68,11 @@ export class HierarchicalGate extends Module implements Gate {
     const placeGates = pick(reshape(first.gates, [-1]), routing.order);
     const assigned = assign(second, placeGates, routing.rows, groups, perGroup);
     const measured = measure({ ...assigned, ...hierarchicalLoad(first.load, second.load, groups, perGroup) }, this.numExperts);
-    const { experts, gates, rows } = secondary.capacity.capacityFactor === undefined ? assigned : this.#limited(assigned, second, context);
+    const { experts, gates, rows } = this.#limited(assigned, second, context);
 
     // In the order of rows, as a layer wants them.
     const byRow = routeByExpert({ experts: reshape(rows, [-1, 1]) }, numRows);
-    const k = first.experts.rank === 2 && second.experts.rank === 2 ? first.experts.shape[1]! * second.experts.shape[1]! : undefined;
+    const [ofRow, ofPlace] = [perRow(first), perRow(second)];
     const ofPrimary = wanted.loss;
     return {
       ...measured,
@@ -80,12 +80,12 @@ export class HierarchicalGate extends Module implements Gate {
       gates: pick(gates, byRow.order),
       rows: gatherIndices(rows, byRow.order),
       rowOffsets: byRow.offsets,
-      ...(k === undefined ? {} : { requested: numRows * k }),
+      ...(ofRow === undefined || ofPlace === undefined ? {} : { requested: numRows * ofRow * ofPlace }),
       ...(ofPrimary && second.loss ? { loss: addLosses(ofPrimary, second.loss) } : ofPrimary ? { loss: ofPrimary } : second.loss ? { loss: second.loss } : {}),
     };
   }
 
-  /** The capacity of experts, of all groups alike. */
+  /** What fits into the experts, whose capacity is the same in all groups: all first choices of the secondary gates before all second ones, each in the order of rows. */
   #limited(assigned: Listed, { experts }: Choice, context: RunContext): Listed {
     if (experts.rank !== 2) return assigned;
     const limited = limitToCapacity(reshape(assigned.experts, experts.shape), reshape(assigned.gates, experts.shape), this.numExperts, this.secondary.capacity, context.training);

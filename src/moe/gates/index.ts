@@ -14,6 +14,7 @@ import { TopKGate, type TopKOptions } from "./top-k.js";
 
 /** What a layer tells its gate; the rest are options of the gate's own. */
 type Given = "hiddenSize" | "numExperts" | "topK" | "name" | "seed" | "numGroups" | "init";
+const GIVEN: ReadonlySet<string> = new Set<Given>(["hiddenSize", "numExperts", "topK", "name", "seed", "numGroups", "init"]);
 type Own<Options> = Omit<Options, Given>;
 
 /** Options of each gate by its name. */
@@ -33,26 +34,43 @@ export type GateName = keyof GateTypes;
 /** A gate's name, or its name with options: `"switch"`, `{ type: "switch", jitter: 0 }`. */
 export type GateConfig = GateName | { [Name in GateName]: { type: Name } & GateTypes[Name] }[GateName];
 
-/** Each gate with the experts a row uses where nothing else is said. */
-const GATES: Record<GateName, { make: (options: never) => RouterGate; topK: (numExperts: number) => number; fixed?: boolean }> = {
+const LOSSES = ["importanceWeight", "loadWeight", "zLossWeight"] as const;
+const CAPACITY = ["capacityFactor", "evalCapacityFactor", "dropPolicy"] as const;
+
+/** A gate with the experts a row uses where nothing else is said, and its options by name. */
+interface Entry<Name extends GateName> {
+  make: (options: never) => RouterGate;
+  topK: (numExperts: number) => number;
+  /** Whether topK cannot be chosen. */
+  fixed?: boolean;
+  options: readonly (keyof GateTypes[Name])[];
+}
+
+const GATES: { readonly [Name in GateName]: Entry<Name> } = {
   // Flat layers of the paper use 4 (App. C).
-  "noisy-top-k": { make: (options: NoisyTopKOptions) => new NoisyTopKGate(options), topK: (E) => Math.min(4, E) },
-  softmax: { make: (options: GateOptions) => new SoftmaxGate(options), topK: (E) => E, fixed: true },
-  "strictly-balanced": { make: (options: StrictlyBalancedOptions) => new StrictlyBalancedGate(options), topK: (E) => Math.min(4, E) },
-  switch: { make: (options: SwitchOptions) => new SwitchGate(options), topK: () => 1, fixed: true },
-  gshard: { make: (options: GShardOptions) => new GShardGate(options), topK: () => 2, fixed: true },
-  "expert-choice": { make: (options: ExpertChoiceOptions) => new ExpertChoiceGate(options), topK: (E) => Math.min(2, E) },
-  "top-k": { make: (options: TopKOptions) => new TopKGate(options), topK: (E) => Math.min(2, E) },
-  sigmoid: { make: (options: SigmoidOptions) => new SigmoidGate(options), topK: (E) => Math.min(8, E) },
+  "noisy-top-k": { make: (options: NoisyTopKOptions) => new NoisyTopKGate(options), topK: (E) => Math.min(4, E), options: [...LOSSES, ...CAPACITY] },
+  softmax: { make: (options: GateOptions) => new SoftmaxGate(options), topK: (E) => E, fixed: true, options: [...LOSSES, ...CAPACITY] },
+  "strictly-balanced": { make: (options: StrictlyBalancedOptions) => new StrictlyBalancedGate(options), topK: (E) => Math.min(4, E), options: [...LOSSES, "thresholdWeight"] },
+  switch: { make: (options: SwitchOptions) => new SwitchGate(options), topK: () => 1, fixed: true, options: [...LOSSES, ...CAPACITY, "auxLossWeight", "jitter"] },
+  gshard: {
+    make: (options: GShardOptions) => new GShardGate(options),
+    topK: () => 2,
+    fixed: true,
+    options: [...LOSSES, ...CAPACITY, "auxLossWeight", "secondPolicy", "evalSecondPolicy", "secondThreshold", "evalSecondThreshold"],
+  },
+  "expert-choice": { make: (options: ExpertChoiceOptions) => new ExpertChoiceGate(options), topK: (E) => Math.min(2, E), options: LOSSES },
+  "top-k": { make: (options: TopKOptions) => new TopKGate(options), topK: (E) => Math.min(2, E), options: [...LOSSES, ...CAPACITY, "auxLossWeight"] },
+  sigmoid: { make: (options: SigmoidOptions) => new SigmoidGate(options), topK: (E) => Math.min(8, E), options: [...LOSSES, ...CAPACITY, "biasUpdateRate", "scale"] },
 };
 
 export const GATE_NAMES = Object.keys(GATES) as GateName[];
 
-/** @throws ConfigError for an unknown name, or a number of experts a row that the gate does not have */
+/** @throws ConfigError for an unknown name, an option that the gate does not know, or a number of experts a row that it does not have */
 export function makeGate(config: GateConfig, given: Pick<GateOptions, "hiddenSize" | "numExperts" | "numGroups" | "name" | "seed"> & { topK?: number | undefined }): RouterGate {
-  const { type, ...own } = typeof config === "string" ? { type: config } : config;
+  const { type, ...own } = withOptions(config);
   const known = Object.hasOwn(GATES, type) ? GATES[type] : undefined;
   if (!known) throw new ConfigError(expectation("gate", `one of ${GATE_NAMES.join(", ")}`, type, didYouMean(String(type), GATE_NAMES)));
+  for (const [name, value] of Object.entries(own)) if (value !== undefined) checkOption(type, name, known.options);
   const fixed = known.topK(given.numExperts);
   if (known.fixed && given.topK !== undefined && given.topK !== fixed) {
     throw new ConfigError(expectation(`gate ${type}`, `topK ${fixed}, which this gate always has`, given.topK, "Leave topK out, or take another gate."));
@@ -60,7 +78,20 @@ export function makeGate(config: GateConfig, given: Pick<GateOptions, "hiddenSiz
   return known.make({ ...own, ...given, topK: given.topK ?? fixed } as never);
 }
 
+/** A gate's name with the options that it was given. What is neither stands for the name, to be refused by `makeGate`. */
+export function withOptions(config: GateConfig): Exclude<GateConfig, string> {
+  return typeof config === "object" && config !== null ? config : { type: config };
+}
+
+function checkOption(type: GateName, name: string, options: readonly string[]): void {
+  if (options.includes(name)) return;
+  let hint = didYouMean(name, options);
+  if (GIVEN.has(name)) hint = "It is an option of the layer.";
+  if (CAPACITY.some((one) => one === name)) hint = "The experts of this gate pick their rows; there is nothing to limit.";
+  throw new ConfigError(expectation(`gate ${type}`, `options among ${options.join(", ")}`, name, hint));
+}
+
 /** Whether an object is a gate and no configuration. */
 export function isGate(value: GateConfig | Gate | undefined): value is Gate {
-  return typeof value === "object" && "forward" in value;
+  return typeof value === "object" && value !== null && "forward" in value;
 }

@@ -2,9 +2,9 @@
 
 import { checkInteger, checkNumber } from "../../core/checks.js";
 import { buffer, fanInUniform, type RunContext } from "../../nn/module.js";
-import { abs, add, affine, div, maximum, sigmoid } from "../../tensor/ops/elementwise.js";
+import { abs, add, affine, div, maximum, sigmoid, sub } from "../../tensor/ops/elementwise.js";
 import { groupedBias } from "../../tensor/ops/products.js";
-import { gatherLast, mean, sum, topK } from "../../tensor/ops/reduce.js";
+import { gatherLast, sum, topK } from "../../tensor/ops/reduce.js";
 import { bincount } from "../../tensor/ops/rows.js";
 import { reshape } from "../../tensor/ops/shape.js";
 import { scope } from "../../tensor/scope.js";
@@ -24,7 +24,7 @@ export interface SigmoidOptions extends GateOptions {
 
 /**
  * s = sigmoid(x·W_g); the experts with the k largest s_i + b_i are chosen, with weights s_i / Σ s of the chosen. The biases b are no parameters: after each
- * training batch b_i rises by γ if expert i had fewer rows than the mean, and falls by γ if it had more. They only choose; weights and gradients do without.
+ * training batch b_i rises by γ if expert i had fewer rows than the mean, falls by γ if it had more, and else stays. They only choose; weights and gradients do without.
  */
 export class SigmoidGate extends RouterGate {
   readonly topK: number;
@@ -57,9 +57,10 @@ export class SigmoidGate extends RouterGate {
     noGrad(() =>
       scope(() => {
         const load = bincount(full(experts.shape, 1, "float32", experts.backend), experts, this.bias.size);
-        const groups = this.numGroups ?? 1;
-        const lack = add(affine(reshape(load, [groups, -1]), -1), reshape(mean(reshape(load, [groups, -1]), 1), [groups, 1]));
-        const direction = div(lack, maximum(abs(lack), 1e-30));
+        const loads = reshape(load, [this.numGroups ?? 1, this.numExperts]);
+        // E times the mean less E times the load: whole numbers, so that an expert at the mean is exactly there.
+        const lack = sub(reshape(sum(loads, 1), [-1, 1]), affine(loads, this.numExperts));
+        const direction = div(lack, maximum(abs(lack), 1));
         this.bias.backend.axpy(this.biasUpdateRate, direction.buffer, this.bias.buffer, this.bias.size);
       }),
     );

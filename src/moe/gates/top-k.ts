@@ -13,7 +13,7 @@ import { numberThrough } from "./groups.js";
 export interface TopKOptions extends GateOptions {
   /** K, experts a row uses. */
   topK: number;
-  /** Weight of n·Σ f·P, f counting all k choices over k (Mixtral's load-balancing loss). Default 0.02, as in its published configuration. */
+  /** Weight of n·Σ f·P, f_e being the choices of e, first to k-th, per row: k in perfect balance. Default 0.02, as in Mixtral's published configuration. */
   auxLossWeight?: number;
 }
 
