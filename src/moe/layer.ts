@@ -73,7 +73,7 @@ export interface MoEOutput {
   output: Tensor;
   /** Scalar: add it to the loss. */
   auxLoss: Tensor;
-  /** (E) Σ gate values, and (E) rows per expert (a smooth estimate while training, where the gate has one), before anything was dropped. */
+  /** (E) Σ gate values, and (E) rows per expert (a smooth estimate while training, where the gate has one), before an expert's capacity dropped any. */
   importance: Tensor;
   load: Tensor;
   /** The chosen experts, -1 where dropped, and their weights: (N, K), best first; or (M) in the order of rows, `rowOffsets` (N+1) saying where each begins. */
@@ -97,7 +97,7 @@ export interface MoEOutput {
  * const { output, auxLoss } = moe.forward(randomNormal([4, 1024, 512]));
  * ```
  * Experts without rows cost nothing and get no update. No row is dropped, unless `capacityFactor` is set. A batch without rows gives an empty output and no loss. A row that is
- * not finite gives NaN in its own output and in the losses; other rows' outputs are right.
+ * not finite gives NaN in its own output and in the losses; other rows' outputs are right. (Where experts pick rows, they pick it last; not picked, it gives zero.)
  */
 export class MoE extends Module {
   readonly hiddenSize: number;

@@ -29,7 +29,7 @@ export interface HierarchicalGateOptions {
  *
  * Importance_H_ij = Σ_x G_primary(x)_i·G_i(x)_j and Load_H_ij = Load_primary_i · Load_i(X^(i))_j / |X^(i)|, with X^(i) the rows of group i: this form keeps a
  * gradient into the primary gate. Where one of the gates has no smooth load, rows are counted and there is no load loss. Losses of the gates' own (Switch's,
- * GShard's, z-loss) are added up.
+ * GShard's, z-loss) are added up. Rows that the capacity of a group drops are seen by no secondary gate, and are in neither importance nor counted load.
  */
 export class HierarchicalGate extends Module implements Gate {
   readonly numExperts: number;
@@ -73,7 +73,7 @@ export class HierarchicalGate extends Module implements Gate {
     // In the order of rows, as a layer wants them.
     const byRow = routeByExpert({ experts: reshape(rows, [-1, 1]) }, numRows);
     const [ofRow, ofPlace] = [perRow(first), perRow(second)];
-    const ofPrimary = wanted.loss;
+    const loss = second.loss ? addLosses(wanted.loss, second.loss) : wanted.loss;
     return {
       ...measured,
       experts: gatherIndices(experts, byRow.order),
@@ -81,7 +81,7 @@ export class HierarchicalGate extends Module implements Gate {
       rows: gatherIndices(rows, byRow.order),
       rowOffsets: byRow.offsets,
       ...(ofRow === undefined || ofPlace === undefined ? {} : { requested: numRows * ofRow * ofPlace }),
-      ...(ofPrimary && second.loss ? { loss: addLosses(ofPrimary, second.loss) } : ofPrimary ? { loss: ofPrimary } : second.loss ? { loss: second.loss } : {}),
+      ...(loss ? { loss } : {}),
     };
   }
 

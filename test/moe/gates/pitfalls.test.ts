@@ -319,6 +319,28 @@ describe("a gate made elsewhere", () => {
     expect(list(a.output)).toEqual(list(b.output));
     expect(a.auxLoss.item()).toBe(b.auxLoss.item());
   });
+  it("of two levels has the weights of importance and load that its primary gate has, unless it is given others", () => {
+    const weights = (options: object) => {
+      const { importanceWeight, loadWeight } = new HierarchicalMoE({ hiddenSize: 3, numExperts: [2, 2], ...options }).gate;
+      return [importanceWeight, loadWeight];
+    };
+    expect(weights({})).toEqual([0.1, 0.1]);
+    expect(
+      weights({
+        gate: { type: "noisy-top-k", importanceWeight: 0.5 },
+        secondaryGate: { type: "noisy-top-k", importanceWeight: 0.7 },
+      }),
+    ).toEqual([0.5, 0.1]);
+    expect(weights({ gate: "switch", secondaryGate: "noisy-top-k" })).toEqual([0, 0]);
+    expect(weights({ importanceWeight: 0.2, loadWeight: 0 })).toEqual([0.2, 0]);
+    // The z-loss of the layer is that of both gates.
+    const { primary, secondary } = new HierarchicalMoE({ hiddenSize: 3, numExperts: [2, 2], zLossWeight: 0.4 })
+      .gate as HierarchicalGate;
+    expect([primary.zLossWeight, secondary.zLossWeight]).toEqual([0.4, 0.4]);
+    // Two experts at each level where the gate lets one choose, as in the paper, and fewer where there are fewer.
+    const levels = new HierarchicalMoE({ hiddenSize: 3, numExperts: [5, 1], gate: "top-k" }).gate as HierarchicalGate;
+    expect([levels.primary, levels.secondary].map((gate) => (gate as unknown as { topK: number }).topK)).toEqual([2, 1]);
+  });
   it.each(GATE_TYPES)("%s has the defaults of its name: experts a row, and options left out are those of the class", (type) => {
     const moe = new MoE({ hiddenSize: 3, numExperts: 12, gate: type });
     const want = {
