@@ -1,6 +1,6 @@
-/** What benchmarks share: interleaved timing, medians with their spread, a backend whose kernels are timed, and the output for people and for --json. */
+/** What benchmarks share: interleaved timing, medians with their spread, ratios round by round, and a backend whose kernels are timed. */
 
-import { cpus } from "node:os";
+import { cpus, loadavg } from "node:os";
 import type { Backend } from "#sparsegate/backend/backend.js";
 import { CpuBackend, type CpuBackendOptions } from "#sparsegate/backend/cpu/index.js";
 import { setDefaultBackend } from "#sparsegate/tensor/index.js";
@@ -20,6 +20,26 @@ export interface BenchResult {
   targets: Target[];
   /** What was left out, and why. */
   notes: string[];
+  /** For --report. */
+  figures?: Figure[];
+}
+
+/** Lines over one logarithmic axis. */
+export interface Figure {
+  title: string;
+  caption: string;
+  x: string;
+  y: string;
+  logY?: boolean;
+  lines: Line[];
+}
+
+export interface Line {
+  name: string;
+  points: { x: number; y: number }[];
+  /** Lines of one colour belong together. */
+  color: number;
+  dashed?: boolean;
 }
 
 export interface Benchmark {
@@ -36,6 +56,8 @@ export interface Timing {
   fastest: number;
   slowest: number;
   runs: number;
+  /** Each round's, in order. */
+  rounds: readonly number[];
 }
 
 /**
@@ -66,7 +88,31 @@ export let sink: unknown;
 
 export function timingOf(seconds: readonly number[]): Timing {
   const sorted = [...seconds].sort((a, b) => a - b);
-  return { median: sorted[Math.floor(sorted.length / 2)]!, fastest: sorted[0]!, slowest: sorted.at(-1)!, runs: sorted.length };
+  return {
+    median: sorted[Math.floor(sorted.length / 2)]!,
+    fastest: sorted[0]!,
+    slowest: sorted.at(-1)!,
+    runs: sorted.length,
+    rounds: seconds,
+  };
+}
+
+/**
+ * How many times as long `a` took as `b`: the median over rounds of the ratio within a round. What else the machine did in a round hit both, so that this
+ * is steadier than the ratio of the medians.
+ */
+export function ratio(a: Timing, b: Timing): number {
+  return timingOf(a.rounds.map((seconds, i) => seconds / b.rounds[i]!)).median;
+}
+
+/** A note on how steady the machine was: how far the median round of a case is above its fastest. */
+export function steadiness(times: Record<string, Timing>): string {
+  const excess = Object.values(times).map(({ median, fastest }) => median / fastest - 1);
+  const percent = (share: number): string => `${Math.round(100 * share)}%`;
+  return (
+    `median rounds took ${percent(timingOf(excess).median)} longer than the fastest (${percent(Math.max(...excess))} at most, over ${excess.length} cases), ` +
+    `with a load average of ${loadavg()[0]!.toFixed(1)} on ${cpus().length} cores: a few per cent, and no more than the cores, on a machine that does nothing else`
+  );
 }
 
 /** Starts a CPU backend, with its workers awake, and makes it the one that tensors live on. */
@@ -100,9 +146,20 @@ export function sgemmCases(backend: CpuBackend, n: number): Record<string, () =>
 /** Milliseconds and calls of each backend method. */
 export type Profile = Map<string, { ms: number; calls: number }>;
 
-/** A backend that passes every call on and adds up its time. Kernels run to their end before they return, so times are whole. */
-export function profiled(backend: CpuBackend): { backend: Backend; profile: Profile } {
+/**
+ * A backend that passes every call on and adds up its time. Kernels run to their end before they return, so times are whole.
+ * @param labelOf the name under which a call counts, where one method serves several purposes; left out: the method's
+ */
+export function profiled(
+  backend: CpuBackend,
+  labelOf?: (method: string, args: readonly unknown[]) => string,
+): { backend: Backend; profile: Profile } {
   const profile: Profile = new Map();
+  const entryOf = (label: string): { ms: number; calls: number } => {
+    const found = profile.get(label) ?? { ms: 0, calls: 0 };
+    profile.set(label, found);
+    return found;
+  };
   const wrapped = new Map<PropertyKey, unknown>();
   const proxy = new Proxy(backend, {
     get(target, name) {
@@ -110,13 +167,13 @@ export function profiled(backend: CpuBackend): { backend: Backend; profile: Prof
       if (known !== undefined) return known;
       const member: unknown = Reflect.get(target, name, target);
       if (typeof member !== "function") return member;
-      const entry = { ms: 0, calls: 0 };
-      profile.set(String(name), entry);
+      const whole = labelOf ? undefined : entryOf(String(name));
       const timed = (...args: unknown[]): unknown => {
         const begun = performance.now();
         try {
           return (member as (...args: unknown[]) => unknown).apply(target, args);
         } finally {
+          const entry = whole ?? entryOf(labelOf!(String(name), args));
           entry.ms += performance.now() - begun;
           entry.calls++;
         }
@@ -137,47 +194,4 @@ export const PRODUCTS = ["gemm", "gemmBatched", "groupedGemm", "groupedGemmWeigh
 
 export function round(x: number, digits = 3): number {
   return Number(x.toPrecision(digits));
-}
-
-/** Reads the options, runs, and prints. A target that is missed sets the exit status. */
-export async function main(name: string, benchmark: Benchmark, flags: readonly string[]): Promise<void> {
-  const options: Record<string, number | string> = { ...benchmark.options };
-  let json = false;
-  for (let i = 0; i < flags.length; i++) {
-    const key = flags[i]!.replace(/^--/, "").replaceAll(/-(.)/g, (_, c: string) => c.toUpperCase());
-    if (flags[i] === "--json") json = true;
-    else if (flags[i]!.startsWith("--") && Object.hasOwn(options, key) && flags[i + 1] !== undefined) {
-      const value = flags[++i]!;
-      if (typeof options[key] === "number" && !Number.isFinite(Number(value))) {
-        console.error(`bench ${name}: expected --${key} to be a number, got ${JSON.stringify(value)}.`);
-        process.exitCode = 2;
-        return;
-      }
-      options[key] = typeof options[key] === "number" ? Number(value) : value;
-    } else {
-      console.error(
-        `bench ${name}: expected --json or one of ${
-          Object.keys(options)
-            .map((option) => `--${option} VALUE`)
-            .join(", ") || "no options"
-        }, got ${JSON.stringify(flags[i])}.`,
-      );
-      process.exitCode = 2;
-      return;
-    }
-  }
-  const { rows, targets, notes } = await benchmark.run(options);
-  const machine = { cpu: cpus()[0]?.model.trim() ?? "unknown", cores: cpus().length, node: process.version };
-  const missed = targets.filter(({ value, bound, atMost }) => !(atMost ? value <= bound : value >= bound));
-  if (json) console.log(JSON.stringify({ name, question: benchmark.question, machine, options, rows, targets, notes }));
-  else {
-    console.log(`${name}: ${benchmark.question}`);
-    console.table(rows);
-    for (const { name: what, value, bound, atMost } of targets) {
-      const met = atMost ? value <= bound : value >= bound;
-      console.log(`${met ? "met   " : "MISSED"} ${what}: ${round(value)}, ${atMost ? "at most" : "at least"} ${bound}`);
-    }
-    for (const note of notes) console.log(`note: ${note}`);
-  }
-  if (missed.length > 0) process.exitCode = 1;
 }

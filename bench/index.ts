@@ -4,12 +4,14 @@ import { gemm } from "./gemm.js";
 import type { Benchmark } from "./harness.js";
 import { lmStep } from "./lm-step.js";
 import { memory } from "./memory.js";
+import { moeExperts } from "./moe-experts.js";
 import { moeLayer } from "./moe-layer.js";
 import { peers } from "./peers.js";
 import { ptb } from "./ptb.js";
 
 export const benchmarks: Record<string, Benchmark> = {
   "moe-layer": moeLayer,
+  "moe-experts": moeExperts,
   peers,
   gemm,
   "lm-step": lmStep,
