@@ -42,6 +42,17 @@ export interface Line {
   dashed?: boolean;
 }
 
+/** An option that cannot be meant: said without a stack trace. */
+export class UsageError extends Error {}
+
+/** Numbers of experts, as "16,64". @throws UsageError */
+export function expertCounts(experts: number | string, least: number): number[] {
+  const counts = String(experts).split(",").map(Number);
+  if (!counts.every((count) => Number.isInteger(count) && count >= least))
+    throw new UsageError(`expected --experts to be whole numbers of at least ${least} with commas between, got ${experts}.`);
+  return counts;
+}
+
 export interface Benchmark {
   /** One line: the question that the figures answer. */
   question: string;

@@ -6,6 +6,7 @@ import { lmStep } from "./lm-step.js";
 import { memory } from "./memory.js";
 import { moeExperts } from "./moe-experts.js";
 import { moeLayer } from "./moe-layer.js";
+import { peersMoe } from "./peers-moe.js";
 import { peers } from "./peers.js";
 import { ptb } from "./ptb.js";
 
@@ -13,6 +14,7 @@ export const benchmarks: Record<string, Benchmark> = {
   "moe-layer": moeLayer,
   "moe-experts": moeExperts,
   peers,
+  "peers-moe": peersMoe,
   gemm,
   "lm-step": lmStep,
   memory,

@@ -1,7 +1,7 @@
 /** The command line of one benchmark: reads its options, runs it, and prints a table for people, JSON with --json, and a page with --report. */
 
 import { cpus } from "node:os";
-import { round, type Benchmark } from "./harness.js";
+import { round, UsageError, type Benchmark, type BenchResult } from "./harness.js";
 import { met, writeReport } from "./report.js";
 
 /** What options mean; one name means the same in every benchmark. */
@@ -85,7 +85,16 @@ export async function main(name: string, benchmark: Benchmark, flags: readonly s
     process.exitCode = 2;
     return;
   }
-  const { rows, targets, notes, figures = [] } = await benchmark.run(asked.options);
+  let result: BenchResult;
+  try {
+    result = await benchmark.run(asked.options);
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    console.error(`bench ${name}: ${error.message}`);
+    process.exitCode = 2;
+    return;
+  }
+  const { rows, targets, notes, figures = [] } = result;
   const machine = { cpu: cpus()[0]?.model.trim() ?? "unknown", cores: cpus().length, node: process.version };
   const report = { name, question: benchmark.question, machine, options: asked.options, rows, targets, notes };
   if (asked.json) console.log(JSON.stringify(report));

@@ -2,7 +2,7 @@
 
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
-import { round, useCpu, type BenchResult, type Benchmark } from "./harness.js";
+import { UsageError, round, useCpu, type BenchResult, type Benchmark } from "./harness.js";
 import { batches, makeTraining } from "./lm-step.js";
 import { trainStep } from "#sparsegate/train/step.js";
 
@@ -25,10 +25,14 @@ function growYoungGeneration(): void {
   collect();
 }
 
+/** The step from which on nothing may grow. */
+const EARLY = 20;
+
 export const memory: Benchmark = {
   question: "does resident memory stay the same from step 20 to step 1,000 of training?",
   options: { steps: 1000, model: "MoE-256", hiddenSize: 256 },
   run({ steps, model, hiddenSize }): BenchResult {
+    if (!(Number(steps) >= 2 * EARLY)) throw new UsageError(`expected --steps to be at least ${2 * EARLY}, got ${steps}.`);
     growYoungGeneration();
     const backend = useCpu();
     const training = makeTraining(String(model), Number(hiddenSize), 2000);
@@ -37,10 +41,10 @@ export const memory: Benchmark = {
     let [early, late] = [0, 0];
     for (let step = 1; step <= Number(steps); step++) {
       trainStep(training, next(), { seed: 0, learningRate: 1e-3, maxGradNorm: 1, sampledSoftmax: 500 });
-      if (step !== 20 && step % Math.max(1, Number(steps) / 10) !== 0) continue;
+      if (step !== EARLY && step % Math.max(1, Number(steps) / 10) !== 0) continue;
       collect();
       const { rss, heapUsed } = process.memoryUsage();
-      if (step === 20) early = rss;
+      if (step === EARLY) early = rss;
       late = rss;
       rows.push({
         step,
@@ -53,7 +57,7 @@ export const memory: Benchmark = {
     return {
       rows,
       targets: [
-        { name: `growth of resident memory from step 20 to ${steps}`, value: late / early - 1, bound: 0.01, atMost: true },
+        { name: `growth of resident memory from step ${EARLY} to ${steps}`, value: late / early - 1, bound: 0.01, atMost: true },
       ],
       notes: [],
     };

@@ -8,6 +8,8 @@ import { balanceStatistics } from "#sparsegate/moe/statistics.js";
 import { Adam } from "#sparsegate/optim/optimizers.js";
 import { add, backward, keep, mean, mul, randomNormal, scope, setDefaultBackend } from "#sparsegate/tensor/index.js";
 import {
+  UsageError,
+  expertCounts,
   interleave,
   profiled,
   ratio,
@@ -175,8 +177,14 @@ export const moeExperts: Benchmark = {
   question: `how does the cost of a training step grow from 16 to 4,096 experts at the same work a row (width ${D}, hidden ${F}, k ${K}, ${ROWS} rows)?`,
   options: { experts: "16,64,256,1024,4096", optimizers: "factored,adam", rounds: 7 },
   async run({ experts, optimizers, rounds }): Promise<BenchResult> {
-    const counts = String(experts).split(",").map(Number);
-    const forms = FORMS.filter((form) => String(optimizers).split(",").includes(form));
+    const counts = expertCounts(experts, K);
+    const forms = String(optimizers)
+      .split(",")
+      .map((name) => {
+        const form = FORMS.find((known) => known === name);
+        if (!form) throw new UsageError(`expected --optimizers to be of ${FORMS.join(", ")}, got ${JSON.stringify(name)}.`);
+        return form;
+      });
     const notes: string[] = [];
     const made: Case[] = [];
     const cases: Record<string, () => unknown> = {};
@@ -190,8 +198,6 @@ export const moeExperts: Benchmark = {
     cases["copy"] = () => probe.copy(from, to, block);
 
     for (const numExperts of counts) {
-      if (!Number.isInteger(numExperts) || numExperts < K)
-        throw new Error(`expected --experts to be whole numbers of at least ${K}, got ${experts}.`);
       const fitting = formsThatFit(forms, numExperts, limit);
       for (const form of forms)
         if (!fitting.includes(form))

@@ -1,6 +1,6 @@
 /** The MoE layer against a straightforward PyTorch one: a loop over experts with index_add (bench/peers/torch_moe.py). */
 
-import { interleave, round, useCpu, type BenchResult, type Benchmark } from "./harness.js";
+import { expertCounts, interleave, ratio, round, steadiness, useCpu, type BenchResult, type Benchmark } from "./harness.js";
 import { D, F, K, ROWS, layer, training } from "./moe-layer.js";
 import { PythonPeer } from "./peers/peer.js";
 
@@ -11,6 +11,7 @@ export const peers: Benchmark = {
   question: `how many times faster than a straightforward PyTorch MoE (same work, same threads, same BLAS) is the layer?`,
   options: { experts: "16,64,256", rounds: 5, install: "no" },
   async run({ experts, rounds, install }): Promise<BenchResult> {
+    const counts = expertCounts(experts, K);
     const backend = useCpu();
     const torch = await PythonPeer.start("torch_moe.py", "torch", [String(backend.threads)], install === "yes");
     if ("missing" in torch) {
@@ -19,7 +20,8 @@ export const peers: Benchmark = {
     }
     const rows: BenchResult["rows"] = [];
     const targets: BenchResult["targets"] = [];
-    for (const E of String(experts).split(",").map(Number)) {
+    const timings: Parameters<typeof steadiness>[0] = {};
+    for (const E of counts) {
       const { moe, x, weights } = layer(E);
       const times = await interleave(
         { torch: () => torch.peer.ask(`moe ${E} ${ROWS} ${D} ${F} ${K}`), sparsegate: training(moe, x, weights) },
@@ -27,20 +29,21 @@ export const peers: Benchmark = {
       );
       moe.dispose();
       const useful = 2 * ROWS * K * 2 * D * F * 3;
-      const ratio = times.torch.median / times.sparsegate.median;
+      for (const [side, timing] of Object.entries(times)) timings[`${E}, ${side}`] = timing;
+      const faster = ratio(times.torch, times.sparsegate);
       rows.push({
         experts: E,
         "torch ms": round(1000 * times.torch.median),
         "torch GF/s": round(useful / times.torch.median / 1e9),
         "sparsegate ms": round(1000 * times.sparsegate.median),
         "sparsegate GF/s": round(useful / times.sparsegate.median / 1e9),
-        "times faster": round(ratio),
+        "times faster": round(faster),
       });
       if (BOUNDS[E] !== undefined)
-        targets.push({ name: `times faster than PyTorch with ${E} experts`, value: ratio, bound: BOUNDS[E] });
+        targets.push({ name: `times faster than PyTorch with ${E} experts`, value: faster, bound: BOUNDS[E] });
     }
     torch.peer.stop();
     backend.dispose();
-    return { rows, targets, notes: [`peer: ${torch.hello}`, ...backend.notes] };
+    return { rows, targets, notes: [`peer: ${torch.hello}`, steadiness(timings), ...backend.notes] };
   },
 };

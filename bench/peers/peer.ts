@@ -22,7 +22,7 @@ export class PythonPeer {
     this.#lines = this.#reader[Symbol.asyncIterator]();
   }
 
-  /** Starts a script. @returns the peer and its first line, or why it is missing */
+  /** Starts a script; `args` begin with the number of threads. @returns the peer and its first line, or why it is missing */
   static async start(
     script: string,
     module: string,
@@ -42,7 +42,11 @@ export class PythonPeer {
         env: { ...process.env, OMP_NUM_THREADS: args[0], OPENBLAS_NUM_THREADS: args[0] },
       }),
     );
-    return { peer, hello: await peer.#next() };
+    try {
+      return { peer, hello: await peer.#next() };
+    } catch {
+      return { missing: `${script} ended as it began; what ${python} said stands above` };
+    }
   }
 
   /** Sends a line and gives the number that comes back. */
@@ -53,8 +57,14 @@ export class PythonPeer {
     return answer;
   }
 
+  /** Sends an object and gives the one that comes back. */
+  async tell<Answer extends object>(message: object): Promise<Answer> {
+    this.#child.stdin.write(`${JSON.stringify(message)}\n`);
+    return JSON.parse(await this.#next()) as Answer;
+  }
+
   stop(): void {
-    this.#child.stdin.end("quit\n");
+    this.#child.stdin.end();
     this.#reader.close();
   }
 

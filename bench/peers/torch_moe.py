@@ -1,6 +1,6 @@
 """A straightforward PyTorch MoE layer: noisy top-k gate with both balance losses, a loop over experts, index_add.
 
-Answers on standard input, one line each: `moe E ROWS D F K` -> seconds of one forward and backward pass. `quit` ends it.
+Answers on standard input, one line each: `moe E ROWS D F K` -> seconds of one forward and backward pass.
 """
 
 import json
@@ -64,9 +64,7 @@ def main():
     print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
     made = {}
     for line in sys.stdin:
-        command, *numbers = line.split()
-        if command == "quit":
-            return
+        _, *numbers = line.split()
         experts, rows, width, hidden, k = map(int, numbers)
         if line not in made:
             torch.manual_seed(0)
