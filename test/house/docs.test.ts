@@ -62,6 +62,10 @@ describe("TypeScript examples", () => {
   }, 120_000);
   afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
+  test("in examples/ are all linked from README.md", () => {
+    expect(files.map(({ title }) => title).filter((path) => !documents[0]!.text.includes(`](${path})`))).toEqual([]);
+  });
+
   test("begin in README.md with one that imports sparsegate", () => {
     expect(blocks(documents[0]!.text, ["ts"])[0]!.code).toContain('from "sparsegate"');
   });
@@ -101,11 +105,33 @@ const commands = new Map(
 );
 const { scripts } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { scripts: Record<string, string> };
 
+/** Benchmarks by name, as `npm run bench` lists them. */
+const benchmarks = new Map(
+  [...node("bench/run.mjs").output.matchAll(/^ {2}([a-z][\w-]*) .*/gm)].map(([, name]) => [name!, undefined as Help | undefined]),
+);
+
+/** What `npm run bench -- <name> --help` says can be given. */
+function helpOfBenchmark(name: string): Help {
+  const { output } = node("bench/run.mjs", name, "--help");
+  const flags = [...output.matchAll(/^ {2}(--[\w-]+)( [A-Z]+)?/gm)];
+  return { flags: new Map(flags.map(([, flag, value]) => [flag!, value !== undefined])), least: 0, most: 0 };
+}
+
+/** What is wrong with what follows `npm run bench --`. */
+function benchProblem([name, ...rest]: readonly string[]): string {
+  if (name === undefined || name === "--help") return "";
+  if (!benchmarks.has(name)) return `no benchmark ${name}`;
+  const help = benchmarks.get(name) ?? helpOfBenchmark(name);
+  benchmarks.set(name, help);
+  return flagsProblem(name, help, rest);
+}
+
 /** What is wrong with a command line, "" when nothing is. Only sparsegate's and npm's own are looked at. */
 function problem(line: string): string {
   const words = [...line.matchAll(/"[^"]*"|'[^']*'|[^\s"']+/g)].map(([word]) => word);
   while (/^(\w+=\S*|npx)$/.test(words[0] ?? "")) words.shift();
   if (words[0] === "npm") {
+    if (words[1] === "run" && words[2] === "bench") return benchProblem(words.slice(words[3] === "--" ? 4 : 3));
     if (words[1] === "start" && words[2] === "--") return problem(["sparsegate demo", ...words.slice(3)].join(" "));
     const script = words[1] === "run" ? words[2] : ["start", "test"].includes(words[1]!) ? words[1] : undefined;
     return script === undefined || script in scripts ? "" : `no script ${script}`;
@@ -116,6 +142,11 @@ function problem(line: string): string {
   if (!commands.has(command)) return `no command ${command}`;
   const help = commands.get(command) ?? helpOf(command);
   commands.set(command, help);
+  return flagsProblem(command, help, rest);
+}
+
+/** What is wrong with the flags and arguments of a command. */
+function flagsProblem(command: string, help: Help, rest: readonly string[]): string {
   let given = 0;
   for (let i = 0; i < rest.length; i++) {
     const [flag, value] = rest[i]!.split("=", 2);
@@ -124,6 +155,7 @@ function problem(line: string): string {
       continue;
     }
     const takesValue = help.flags.get(flag!);
+    if (flag === "--help") continue;
     if (takesValue === undefined) return `${command} has no ${flag}`;
     if (takesValue && value === undefined && rest[i + 1] !== undefined && !rest[i + 1]!.startsWith("--")) i++;
   }
@@ -156,7 +188,27 @@ describe("command lines", () => {
     expect(problem("sparsegate eval")).toMatch(/^eval takes 1 to 1 arguments, not 0/);
     expect(problem("npm start -- --quik")).toBe("demo has no --quik");
     expect(problem("npm run nothing")).toBe("no script nothing");
+    expect(problem("npm run bench -- moe-layer --rounds 3 --json")).toBe("");
+    expect(problem("npm run bench -- moe-layr")).toBe("no benchmark moe-layr");
+    expect(problem("npm run bench -- moe-layer --round 3")).toBe("moe-layer has no --round");
   });
+});
+
+describe("benchmarks", () => {
+  const { text } = documents.find(({ path }) => path === join("docs", "benchmarks.md"))!;
+
+  test("are all in docs/benchmarks.md", () => {
+    expect(benchmarks.size).toBeGreaterThan(0);
+    expect([...benchmarks.keys()].filter((name) => !text.includes(`| \`${name}\` |`))).toEqual([]);
+  });
+
+  for (const name of benchmarks.keys()) {
+    test(`say what each option of ${name} means`, () => {
+      const { status, output } = node("bench/run.mjs", name, "--help");
+      expect(status).toBe(0);
+      expect(output.split("\n").filter((line) => /^ {2}--/.test(line) && !/^ {2}--[\w-]+( [A-Z]+)? +\w/.test(line))).toEqual([]);
+    });
+  }
 });
 
 describe("links", () => {
