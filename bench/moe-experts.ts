@@ -39,8 +39,8 @@ type Kind = (typeof KINDS)[number];
 const FORMS = ["factored", "adam"] as const;
 type Form = (typeof FORMS)[number];
 
-/** What the experts themselves are made of; all other time of a pass is the gate's, the routing's, and that of moving rows. */
-const EXPERTS = ["groupedGemm, experts", "groupedGemmWeight, experts", "unary, experts", "unaryGrad, experts"];
+/** What the experts themselves are made of, and the calls of it in a pass; all other time is the gate's, the routing's, and that of moving rows. */
+const EXPERTS = { "groupedGemm, experts": 4, "groupedGemmWeight, experts": 2, "unary, experts": 1, "unaryGrad, experts": 1 };
 /** Where that other time goes. What is in none of these, and in no kernel, is "the rest": losses, sums, the tape and the collector. */
 const STAGES: Record<string, readonly string[]> = {
   logits: ["gemm", "groupedGemm, gates", "groupedGemmWeight, gates"],
@@ -116,7 +116,7 @@ class Case {
       });
       const ms = performance.now() - begun;
       this.pass.push(ms / 1000);
-      this.around.push(1 - shareOf(profile, ms, EXPERTS));
+      this.around.push(1 - shareOf(profile, ms, Object.keys(EXPERTS)));
       if (step === 1) this.#measureBalance(routed.offsets.dataSync(), routed.importance.dataSync());
       routed.offsets.dispose();
       routed.importance.dispose();
@@ -137,6 +137,11 @@ class Case {
   run(form: Form): void {
     for (const entry of this.#profile.values()) Object.assign(entry, { ms: 0, calls: 0 });
     this.#step(form);
+    for (const [label, calls] of Object.entries(EXPERTS)) {
+      const counted = this.#profile.get(label)?.calls ?? 0;
+      if (counted !== calls)
+        throw new Error(`${this.kind}, ${this.numExperts} experts: expected ${calls} of ${label}, got ${counted}.`);
+    }
     if (this.steps <= 0) return;
     for (const [label, { ms, calls }] of this.#profile) {
       const sum = this.total.get(label) ?? { ms: 0, calls: 0 };
@@ -165,7 +170,9 @@ function formsThatFit(forms: readonly Form[], numExperts: number, limit: number)
 /** Milliseconds of each stage and kernel of a step, largest first, for a look with BENCH_PROFILE=1. */
 function printProfile({ kind, numExperts, total, steps }: Case): void {
   const ms = (labels: readonly string[]): number => labels.reduce((sum, label) => sum + (total.get(label)?.ms ?? 0), 0) / steps;
-  const stages = Object.entries({ experts: EXPERTS, ...STAGES }).map(([stage, labels]) => `${stage} ${round(ms(labels))}`);
+  const stages = Object.entries({ experts: Object.keys(EXPERTS), ...STAGES }).map(
+    ([stage, labels]) => `${stage} ${round(ms(labels))}`,
+  );
   console.error(`\n${kind}, ${numExperts} experts, ms a step: ${stages.join(", ")}`);
   for (const [label, entry] of [...total].sort((a, b) => b[1].ms - a[1].ms).slice(0, 16))
     console.error(
