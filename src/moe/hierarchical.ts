@@ -3,7 +3,7 @@
 import { checkInteger } from "../core/checks.js";
 import { ConfigError, expectation } from "../core/errors.js";
 import { HierarchicalGate } from "./gates/hierarchical.js";
-import { makeGate, withOptions, type GateConfig } from "./gates/index.js";
+import { gateTopK, makeGate, withOptions, type GateConfig } from "./gates/index.js";
 import { MoE, type BalanceOptions, type ExpertOptions } from "./layer.js";
 
 /** Sizes, gates and experts of a `HierarchicalMoE`. */
@@ -46,7 +46,7 @@ export class HierarchicalMoE extends MoE {
     const z = zLossWeight === undefined ? {} : { zLossWeight };
     const level = (config: GateConfig, numExperts: number, k: number | undefined, numGroups?: number) => {
       const named = withOptions(config);
-      const chosen = k ?? (CHOOSES_K.has(named.type) ? Math.min(TOP_K, numExperts) : undefined);
+      const chosen = k ?? (gateTopK(named.type, numExperts).fixed ? undefined : Math.min(TOP_K, numExperts));
       return makeGate({ ...named, ...z } as GateConfig, { hiddenSize, numExperts, numGroups, topK: chosen, name: `${name}.gate.${numGroups === undefined ? "primary" : "secondary"}`, seed });
     };
     super({
@@ -61,6 +61,3 @@ export class HierarchicalMoE extends MoE {
     });
   }
 }
-
-/** Gates whose number of experts a row is an option. */
-const CHOOSES_K: ReadonlySet<string> = new Set(["noisy-top-k", "strictly-balanced", "expert-choice", "top-k", "sigmoid"]);

@@ -87,6 +87,8 @@ export interface MoEOutput {
    * differ (GShard's second expert, gates whose experts pick): the sum of `load`, which is counted then, is the number.
    */
   requested?: number;
+  /** (N, E): the gate's distribution over all experts, where it has one. */
+  probabilities?: Tensor;
 }
 
 /**
@@ -138,7 +140,7 @@ export class MoE extends Module {
     }
     const x_ND = x.rank === 2 ? x : reshape(x, [-1, this.hiddenSize]);
     const gated = this.gate.forward(x_ND, context);
-    const { experts, gates, rows, rowOffsets, importance, load, requested } = gated;
+    const { experts, gates, rows, rowOffsets, importance, load, requested, probabilities } = gated;
     const routing = routeByExpert(gated, this.numExperts);
     // Numbered by row and expert, which do not depend on the rest of the batch.
     const rowIds = (): Tensor => addIndices(gatherIndices(reshape(experts, [-1]), routing.order), routing.rows, this.numExperts);
@@ -154,6 +156,7 @@ export class MoE extends Module {
       ...(rows && rowOffsets ? { rowOffsets } : {}),
       routing,
       ...(requested === undefined ? {} : { requested }),
+      ...(probabilities ? { probabilities } : {}),
     };
   }
 

@@ -31,6 +31,6 @@ export class ExpertChoiceGate extends RouterGate {
   protected choose(logits: Tensor, _x: Tensor, _context: RunContext, groups: GroupedRows | undefined): Choice {
     const scores = softmax(logits);
     const list = columnTopK(scores, this.topK, groups);
-    return { ...list, gates: gatesAt(scores, list) };
+    return { ...list, gates: gatesAt(scores, list), probabilities: scores };
   }
 }

@@ -21,6 +21,8 @@ export interface Choice extends Assignments {
   varies?: boolean;
   /** Scalar: weighted losses of the gate's own, such as Switch's; those on importance and load are added by who calls. */
   loss?: Tensor;
+  /** (N, E): the distribution over all experts that the choice was made from, where the gate has one; for statistics. */
+  probabilities?: Tensor;
 }
 
 /** What a layer needs. Assignments are (N, K), best first, or a list in the order of rows (`rows`, `rowOffsets`). */

@@ -74,6 +74,7 @@ export class GShardGate extends RouterGate {
       ...(keep ? { experts: maskIndices(indices, keep), varies: true } : { experts: indices }),
       gates,
       loss: affine(switchLoss(probabilities, first, groups), this.auxLossWeight),
+      probabilities,
     };
   }
 

@@ -65,11 +65,21 @@ const GATES: { readonly [Name in GateName]: Entry<Name> } = {
 
 export const GATE_NAMES = Object.keys(GATES) as GateName[];
 
+/** Experts a row uses with a gate where nothing else is said, and whether it always uses so many. @throws ConfigError for an unknown name */
+export function gateTopK(name: GateName, numExperts: number): { topK: number; fixed: boolean } {
+  const { topK, fixed = false } = knownGate(name);
+  return { topK: topK(numExperts), fixed };
+}
+
+function knownGate(name: GateName): (typeof GATES)[GateName] {
+  if (Object.hasOwn(GATES, name)) return GATES[name];
+  throw new ConfigError(expectation("gate", `one of ${GATE_NAMES.join(", ")}`, name, didYouMean(String(name), GATE_NAMES)));
+}
+
 /** @throws ConfigError for an unknown name, an option that the gate does not know, or a number of experts a row that it does not have */
 export function makeGate(config: GateConfig, given: Pick<GateOptions, "hiddenSize" | "numExperts" | "numGroups" | "name" | "seed"> & { topK?: number | undefined }): RouterGate {
   const { type, ...own } = withOptions(config);
-  const known = Object.hasOwn(GATES, type) ? GATES[type] : undefined;
-  if (!known) throw new ConfigError(expectation("gate", `one of ${GATE_NAMES.join(", ")}`, type, didYouMean(String(type), GATE_NAMES)));
+  const known = knownGate(type);
   for (const [name, value] of Object.entries(own)) if (value !== undefined) checkOption(type, name, known.options);
   const fixed = known.topK(given.numExperts);
   if (known.fixed && given.topK !== undefined && given.topK !== fixed) {

@@ -16,6 +16,7 @@ export class SoftmaxGate extends RouterGate {
 
   protected choose(logits: Tensor, _x: Tensor, _context: RunContext, _groups: GroupedRows | undefined): Choice {
     const { values, indices } = topK(logits, this.numExperts);
-    return { experts: indices, gates: softmax(values) };
+    const gates = softmax(values);
+    return { experts: indices, gates, probabilities: gates };
   }
 }

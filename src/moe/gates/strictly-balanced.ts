@@ -49,7 +49,7 @@ export class StrictlyBalancedGate extends RouterGate {
     const threshold = exp(this.logThreshold);
     const list = context.training ? columnTopK(probabilities, this.topK, groups) : aboveThreshold(probabilities, threshold, groups);
     const chosen = gatesAt(probabilities, list);
-    const choice: Choice = { ...list, gates: renormalise(chosen, list, rows) };
+    const choice: Choice = { ...list, gates: renormalise(chosen, list, rows), probabilities };
     if (!context.training || this.thresholdWeight === 0) return choice;
     return { ...choice, loss: affine(batchwiseLoss(probabilities, threshold, chosen, list, groups), this.thresholdWeight / Math.max(rows, 1)) };
   }

@@ -45,7 +45,7 @@ export class SwitchGate extends RouterGate {
     const probabilities = softmax(logits);
     const { values, indices } = topK(probabilities, 1);
     const first = numberThrough(reshape(indices, [-1]), this.numExperts, groups);
-    return { experts: indices, gates: values, loss: affine(switchLoss(probabilities, first, groups), this.auxLossWeight) };
+    return { experts: indices, gates: values, loss: affine(switchLoss(probabilities, first, groups), this.auxLossWeight), probabilities };
   }
 }
 

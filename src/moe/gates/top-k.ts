@@ -40,6 +40,6 @@ export class TopKGate extends RouterGate {
       const ofChoice = switchLoss(probabilities, numberThrough(reshape(slice(indices, 1, j, j + 1), [-1]), this.numExperts, groups), groups);
       loss = addLosses(loss, ofChoice);
     }
-    return { ...choice, loss: affine(loss!, this.auxLossWeight) };
+    return { ...choice, loss: affine(loss!, this.auxLossWeight), probabilities };
   }
 }
