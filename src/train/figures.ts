@@ -1,9 +1,9 @@
-/** The figures of the demo's report, drawn with Observable Plot into inline SVG. Colours are the page's CSS variables, so they follow its theme. */
+/** The figures of reports, drawn with Observable Plot into inline SVG. Colours are the page's CSS variables, so they follow its theme. */
 
 import type * as PlotModule from "@observablehq/plot";
 import type { DemoReport, ReportRun } from "./report.js";
 
-/** The report's four figures as SVG text; empty where there is nothing to draw. */
+/** The demo's four figures as SVG text; empty where there is nothing to draw. */
 export interface Figures {
   capacity: string;
   learning: string;
@@ -31,12 +31,19 @@ export function runStyles(runs: readonly ReportRun[]): RunStyle[] {
 type Plot = typeof PlotModule;
 type Draw = (options: PlotModule.PlotOptions) => string;
 
+/** What a figure is drawn with. */
+export interface Drawing {
+  plot: Plot;
+  /** A plot as the text of an SVG. */
+  draw: Draw;
+}
+
 const WIDTH = 720;
 const MAX_POINTS = 150; // a curve is averaged down to this many: enough for its shape at this width, with less of its noise
 const MAX_LINES = 32; // with more experts than this, bands of quantiles are drawn instead of a line each
 
-/** Draws every figure. Plot and linkedom are loaded here, at first use, because they take about 0.3 s. */
-export async function drawFigures(data: DemoReport): Promise<Figures> {
+/** Plot and linkedom are loaded here, at first use, because they take about 0.3 s. */
+export async function drawing(): Promise<Drawing> {
   const [plot, { parseHTML }] = await Promise.all([import("@observablehq/plot"), import("linkedom")]);
   const { document } = parseHTML("<!doctype html><html><body></body></html>");
   const draw: Draw = (options) => {
@@ -49,12 +56,18 @@ export async function drawFigures(data: DemoReport): Promise<Figures> {
     });
     return printable(String(svg.outerHTML));
   };
+  return { plot, draw };
+}
+
+/** Draws every figure of the demo. */
+export async function drawFigures(data: DemoReport): Promise<Figures> {
+  const { plot, draw } = await drawing();
   return {
     capacity: capacityFigure(plot, draw, data.runs),
     learning: learningFigure(plot, draw, data.runs),
     load: data.runs
       .filter((run) => isMoe(run) && run.loadOverTime.length > 1)
-      .map((run) => ({ name: run.name, svg: loadFigure(plot, draw, run) })),
+      .map((run) => ({ name: run.name, svg: loadFigure({ plot, draw }, run) })),
     specialisation: specialisationFigure(plot, draw, data.specialisation),
   };
 }
@@ -172,7 +185,7 @@ function learningFigure(plot: Plot, draw: Draw, runs: readonly ReportRun[]): str
 }
 
 /** Load of every expert over training, relative to an equal share (1): a line each, or quantile bands when there are many. */
-function loadFigure(plot: Plot, draw: Draw, run: ReportRun): string {
+export function loadFigure({ plot, draw }: Drawing, run: Pick<ReportRun, "numExperts" | "loadOverTime">): string {
   const steps = run.loadOverTime.map(({ step, load }) => {
     const mean = load.reduce((sum, value) => sum + value, 0) / Math.max(1, load.length);
     return { step, shares: load.map((value) => (mean > 0 ? value / mean : 0)) };
@@ -218,6 +231,30 @@ function loadFigure(plot: Plot, draw: Draw, run: ReportRun): string {
     x: { label: "training step", tickFormat: compact, ticks: 6 },
     y: { type: "sqrt", label: "↑ load (1 = equal share)", grid: true, zero: true, ticks: 5, labelArrow: "none" },
     marks: [plot.ruleY([1], { stroke: "currentColor", strokeOpacity: 0.6, strokeDasharray: "2 3" }), ...marks],
+  });
+}
+
+/** A curve of a `stepsFigure`. */
+export interface Series {
+  name: string;
+  /** CSS colour. */
+  color: string;
+  points: readonly { step: number; value: number }[];
+}
+
+/** Quantities over training, a line each; values that are not finite are left out. Empty where none has two points. */
+export function stepsFigure({ plot, draw }: Drawing, series: readonly Series[], { label, ariaLabel }: { label: string; ariaLabel: string }): string {
+  const lines = series.map(({ color, points }) => ({ color, points: averaged(points.map(({ step, value }) => ({ x: step, y: value }))) }));
+  const drawn = lines.filter(({ points }) => points.length > 1);
+  if (drawn.length === 0) return "";
+  return draw({
+    height: 240,
+    marginLeft: 56,
+    marginTop: 24,
+    ariaLabel,
+    x: { label: "training step", tickFormat: compact, ticks: 6 },
+    y: { label: `↑ ${label}`, grid: true, zero: true, ticks: 5, labelArrow: "none" },
+    marks: drawn.map(({ color, points }) => plot.line(points, { x: "x", y: "y", stroke: color, strokeWidth: 1.75 })),
   });
 }
 
