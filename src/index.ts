@@ -31,5 +31,6 @@ export { balanceStatistics, coefficientOfVariation, type BalanceStatistics } fro
 export { Adam, Sgd, type AdamOptions, type Optimizer } from "./optim/optimizers.js";
 export { constant, inverseSquareRoot, stepDecay, type Schedule } from "./optim/schedules.js";
 export { clipScale, globalNorm } from "./optim/clip.js";
-export { FeedForward, LanguageModel, computeCost, type LanguageModelConfig, type LanguageModelOutput, type MiddleConfig } from "./models/language-model.js";
+export { FeedForward, LanguageModel, type LanguageModelConfig, type LanguageModelOutput, type MiddleConfig, type MoeMiddle } from "./models/language-model.js";
+export { computeCost } from "./models/cost.js";
 export { presetMiddle, PRESET_NAMES, type PresetOptions } from "./models/presets.js";

@@ -5,7 +5,7 @@
 
 import { cpus } from "node:os";
 import { join } from "node:path";
-import { computeCost } from "../models/language-model.js";
+import { computeCost } from "../models/cost.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { trainBpe } from "../text/bpe.js";
 import { tokenizeCorpus } from "../text/dataset.js";

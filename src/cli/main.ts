@@ -4,6 +4,7 @@
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError } from "commander";
 import { SparsegateError } from "../core/errors.js";
+import { TRAIN_FLAGS } from "./train-flags.js";
 
 const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string };
 
@@ -46,7 +47,10 @@ function program(): Command {
     .option("--no-progress", "no live progress")
     .option("--json", "print the result as JSON")
     .allowExcessArguments(false);
-  for (const [flags, description] of TRAIN_FLAGS) train.option(flags, description);
+  for (const [heading, flags] of TRAIN_FLAGS) {
+    train.optionsGroup(`${heading}:`);
+    for (const [flag, description] of flags) train.option(flag, description);
+  }
   train.action(async (options: Record<string, unknown>) => (await import("./train.js")).trainCommand(options));
 
   root
@@ -67,9 +71,10 @@ function program(): Command {
     .action(async (run: string, options: Record<string, unknown>) => (await import("./use.js")).generateCommand(run, options));
   root
     .command("inspect <run>")
-    .description("a run's parameters, metrics and the load of its experts")
+    .description("a run's parameters, metrics and how its experts were used")
+    .option("--html <file>", "write a page with figures: load of each expert, and balance, over training")
     .option("--json", "print as JSON")
-    .action(async (run: string, options: Record<string, unknown>) => (await import("./use.js")).inspectCommand(run, options));
+    .action(async (run: string, options: Record<string, unknown>) => (await import("./inspect.js")).inspectCommand(run, options));
   root
     .command("doctor")
     .description("what this machine offers, how fast it is, and what would make it faster")
@@ -83,50 +88,6 @@ function program(): Command {
     });
   return root;
 }
-
-/** Flags of `train`, in kebab-case; train/config.ts has their defaults, and reads and checks their text. */
-const TRAIN_FLAGS: readonly [flags: string, description: string][] = [
-  ["--train <file>", "training text, plain or .gz"],
-  ["--valid <file>", "text for evaluation while training"],
-  ["--test <file>", "text for evaluation at the end"],
-  ["--text-mode <mode>", "sentences (independent lines) or continuous"],
-  ["--vocab <file>", "closed vocabulary, one word a line"],
-  ["--tokenizer <kind>", "bpe or words, when there is no --vocab"],
-  ["--vocab-size <n>", "size of a vocabulary made here"],
-  ["--eos <word>", "end-of-sentence word"],
-  ["--model <name>", "MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM, or MoE-<experts>"],
-  ["--hidden-size <n>", "width of every layer"],
-  ["--expert-hidden-size <n>", "hidden width of an expert (2 x hidden size)"],
-  ["--lstm-size <n>", "units of an LSTM (hidden size; more are projected back)"],
-  ["--top-k <n>", "experts a token uses"],
-  ["--importance-weight <x>", "w_importance"],
-  ["--load-weight <x>", "w_load"],
-  ["--dropout <x>", "dropout rate"],
-  ["--init-scale <x>", "weights start uniform in [-x, x]"],
-  ["--no-sigmoid", "no sigmoid on the MoE's output"],
-  ["--no-residual", "no residual connections"],
-  ["--batch-size <n>", "sequences side by side"],
-  ["--time-steps <n>", "tokens of each per step"],
-  ["--max-steps <n>", "training steps"],
-  ["--optimizer <name>", "adam or sgd"],
-  ["--beta1 <x>", "Adam's beta1"],
-  ["--beta2 <x>", "Adam's beta2"],
-  ["--factored-experts", "factored second moments for expert matrices"],
-  ["--learning-rate <x>", "peak learning rate"],
-  ["--schedule <name>", "inverse-sqrt, constant or step"],
-  ["--warmup-steps <n>", "steps of linear rise"],
-  ["--decay-hold-steps <n>", "steps before a step decay begins"],
-  ["--decay-every-steps <n>", "steps between decays"],
-  ["--decay-factor <x>", "what the rate is multiplied by"],
-  ["--max-grad-norm <x>", "clip gradients to this global norm"],
-  ["--sampled-softmax <n>", "classes of a sampled softmax in training; 0: exact"],
-  ["--seed <n>", "seed of everything random"],
-  ["--output-dir <dir>", "where checkpoints and metrics go"],
-  ["--eval-steps <n>", "steps between evaluations"],
-  ["--save-steps <n>", "steps between checkpoints"],
-  ["--save-total-limit <n>", "checkpoints kept"],
-  ["--logging-steps <n>", "steps between metrics"],
-];
 
 // Whoever read the output may be gone, as `| head` is after its lines; that is no error of ours.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {

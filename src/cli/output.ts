@@ -1,10 +1,10 @@
-/** The folder that --output-dir names: made before any work is done, so that one that cannot be written to is no loss of hours. */
+/** Where results go: stdout, and the folder that --output-dir names. */
 
 import { join } from "node:path";
 import { rmSync } from "node:fs";
 import { fileError, makeFolder, writeFileAtomic } from "../train/atomic.js";
 
-/** @throws FileError when it cannot be made, or nothing can be written into it */
+/** Makes the folder of --output-dir before any work is done, so that one that cannot be written to is no loss of hours. @throws FileError when it cannot be made, or nothing can be written into it */
 export function makeOutputFolder(path: string): void {
   try {
     makeFolder(path);
@@ -14,4 +14,10 @@ export function makeOutputFolder(path: string): void {
   const trial = join(path, `.writable-${process.pid}`);
   writeFileAtomic(trial, "");
   rmSync(trial, { force: true });
+}
+
+/** Results on stdout: as one line of JSON, or a line each. */
+export function print(values: Record<string, unknown>, json: unknown): void {
+  if (json === true) process.stdout.write(`${JSON.stringify(values)}\n`);
+  else for (const [key, value] of Object.entries(values)) process.stdout.write(`${key}: ${String(value)}\n`);
 }

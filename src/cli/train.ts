@@ -1,5 +1,6 @@
 /** `sparsegate train`. */
 
+import { expertsPerRow, totalExperts } from "../models/cost.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { BatchStream } from "../text/batches.js";
 import type { Checkpoint } from "../train/checkpoint.js";
@@ -7,7 +8,8 @@ import { mergeSources, resolveConfig, trainConfigSchema, type Sources, type Trai
 import { planRun } from "../train/plan.js";
 import { Progress } from "../train/progress.js";
 import { checkSameModel, openCheckpoint, runFolder, tokenizerOf } from "../train/restore.js";
-import { corporaOf, makeDatasets } from "../train/setup.js";
+import { effectiveMoe } from "../train/moe-config.js";
+import { corporaOf, makeDatasets, modelConfig } from "../train/setup.js";
 import { checkpointsInTheWay, trainOn, type TrainResult } from "../train/trainer.js";
 import { openBackend } from "./backend.js";
 import { bytes, compact, table } from "./format.js";
@@ -94,6 +96,7 @@ function report(config: TrainConfig, result: TrainResult, json: boolean): void {
 function dryRun(config: TrainConfig, checkpoint: Checkpoint | undefined, json: boolean): void {
   const { tokenizer, train } = makeDatasets(config, corporaOf(config), checkpoint && tokenizerOf(checkpoint));
   const plan = planRun(config, tokenizer.vocabSize);
+  const model = modelConfig(config, tokenizer.vocabSize);
   // Complains where the text is too short for the batches.
   void new BatchStream(train, {
     batchSize: config.batch_size,
@@ -108,6 +111,15 @@ function dryRun(config: TrainConfig, checkpoint: Checkpoint | undefined, json: b
     moe_parameters: plan.moeParameters,
     ops_per_timestep: plan.opsPerTimestep,
     memory_bytes: plan.bytes,
+    ...(model.middle.kind === "moe"
+      ? {
+          gate: config.gate,
+          num_experts: totalExperts(model.middle),
+          ...effectiveMoe(config),
+          experts_per_token: expertsPerRow(model.middle),
+          bytes_per_expert_parameter: Math.round(1000 * plan.bytesPerExpertParameter) / 1000,
+        }
+      : {}),
   };
   if (json) process.stdout.write(`${JSON.stringify(values)}\n`);
   else {
@@ -118,7 +130,9 @@ function dryRun(config: TrainConfig, checkpoint: Checkpoint | undefined, json: b
       compact(plan.moeParameters),
       compact(plan.opsPerTimestep),
       bytes(plan.bytes),
+      plan.bytesPerExpertParameter > 0 ? plan.bytesPerExpertParameter.toFixed(2) : "-",
     ];
-    process.stdout.write(`${table(["model", "vocabulary", "parameters", "in experts", "ops/timestep", "memory"], [row])}\n`);
+    const head = ["model", "vocabulary", "parameters", "in experts", "ops/timestep", "memory", "bytes/expert parameter"];
+    process.stdout.write(`${table(head, [row])}\n`);
   }
 }

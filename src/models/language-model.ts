@@ -4,9 +4,10 @@
  */
 
 import { checkInteger, checkNumber, firstNonFinite } from "../core/checks.js";
-import { NonFiniteError, expectation } from "../core/errors.js";
-import type { MoEOutput } from "../moe/layer.js";
-import { MoE } from "../moe/layer.js";
+import { ConfigError, NonFiniteError, expectation } from "../core/errors.js";
+import type { GateConfig } from "../moe/gates/index.js";
+import { HierarchicalMoE } from "../moe/hierarchical.js";
+import { MoE, type BalanceOptions, type ExpertOptions, type MoEOutput } from "../moe/layer.js";
 import { Dropout, Embedding, Linear, Lstm } from "../nn/layers.js";
 import { Module, fanInUniform, parameter, type Init, type RunContext } from "../nn/module.js";
 import { add, relu, sigmoid } from "../tensor/ops/elementwise.js";
@@ -17,9 +18,25 @@ import { noGrad } from "../tensor/tape.js";
 import { scope } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
 
+/**
+ * A mixture of experts between the LSTM layers: the options of `MoE`, or of `HierarchicalMoE` where `numExperts` has two levels. A capacity is that of
+ * experts, at the second level then.
+ */
+export interface MoeMiddle extends Omit<ExpertOptions, "experts">, BalanceOptions {
+  kind: "moe";
+  /** E, or [groups, experts of each group]. */
+  numExperts: number | readonly [groups: number, perGroup: number];
+  /** K, or [groups a row goes to, experts it uses in each]. Default: the gate's. */
+  topK?: number | readonly [groups: number, perGroup: number];
+  /** Default noisy-top-k. */
+  gate?: GateConfig;
+  /** Inside the groups of a hierarchical mixture. Default: as `gate`. */
+  secondaryGate?: GateConfig;
+}
+
 /** What stands between the two LSTM layers. */
 export type MiddleConfig =
-  | { kind: "moe"; numExperts: number; topK: number; expertHiddenSize: number; importanceWeight: number; loadWeight: number }
+  | MoeMiddle
   /** One feed-forward network that every token uses: MoE-1-Wide has one hidden layer, MoE-1-Deep four. */
   | { kind: "dense"; hiddenSizes: readonly number[] }
   /** Further LSTM layers: 4xLSTM has two. */
@@ -77,6 +94,23 @@ export class FeedForward extends Module {
   }
 }
 
+function makeMoE({ kind: _, numExperts, topK, secondaryGate, ...rest }: MoeMiddle, hiddenSize: number, seed: number): MoE {
+  const common = { hiddenSize, name: "moe", seed };
+  if (typeof numExperts === "number" && (topK === undefined || typeof topK === "number")) {
+    if (secondaryGate !== undefined) throw new ConfigError(expectation("LanguageModel", "a secondaryGate only where numExperts is [groups, experts of each group]", numExperts));
+    return new MoE({ ...rest, ...common, numExperts, ...(topK === undefined ? {} : { topK }) });
+  }
+  if (typeof numExperts === "number" || typeof topK === "number") {
+    throw new ConfigError(expectation("LanguageModel", "numExperts and topK of as many levels", [numExperts, topK]));
+  }
+  const { capacityFactor, evalCapacityFactor, dropPolicy, gate = "noisy-top-k", ...others } = rest;
+  // Capacities are options of a gate there: these are of the gate that chooses experts.
+  const capacity = Object.fromEntries(Object.entries({ capacityFactor, evalCapacityFactor, dropPolicy }).filter(([, value]) => value !== undefined));
+  const inner = secondaryGate ?? gate;
+  const secondary = { ...(typeof inner === "string" ? { type: inner } : inner), ...capacity } as GateConfig;
+  return new HierarchicalMoE({ ...others, ...common, numExperts, gate, secondaryGate: secondary, ...(topK === undefined ? {} : { topK }) });
+}
+
 /** Embedding → LSTM → MoE (or what stands in its place) → LSTM → softmax, over sequences (time, batch). */
 export class LanguageModel extends Module {
   readonly config: LanguageModelConfig;
@@ -103,7 +137,7 @@ export class LanguageModel extends Module {
     const layers = 2 + (middle.kind === "lstm" ? middle.layers : 0);
     const projectionSize = lstmSize === hiddenSize ? undefined : hiddenSize;
     this.lstm = Array.from({ length: layers }, (_, i) => new Lstm({ name: `lstm.${i}`, seed, inputSize: hiddenSize, hiddenSize: lstmSize, projectionSize, ...withInit }));
-    if (middle.kind === "moe") this.moe = new MoE({ ...middle, hiddenSize, name: "moe", seed });
+    if (middle.kind === "moe") this.moe = makeMoE(middle, hiddenSize, seed);
     if (middle.kind === "dense") this.dense = new FeedForward({ hiddenSize, hiddenSizes: middle.hiddenSizes, name: "dense", seed });
     this.softmaxWeight = parameter("softmaxWeight", [vocabSize, hiddenSize], init ?? { kind: "normal", std: 1 / Math.sqrt(hiddenSize) }, seed);
     this.softmaxBias = parameter("softmaxBias", [vocabSize], init ?? { kind: "zeros" }, seed);
@@ -178,7 +212,7 @@ export class LanguageModel extends Module {
    */
   explainNonFinite(where: string, loss: number, { inputs, resets }: { inputs: Tensor; resets?: Tensor }, context: RunContext, states?: readonly LstmState[]): NonFiniteError {
     const hint = "Lower the learning rate (--learning-rate) or clip the gradients harder (--max-grad-norm).";
-    for (const [name, p] of this.namedParameters()) {
+    for (const [name, p] of this.namedState()) {
       const values = p.dataSync();
       const at = firstNonFinite(values);
       if (at >= 0) return new NonFiniteError(expectation(where, `finite values in parameter ${name}`, values[at], hint));
@@ -194,26 +228,4 @@ export class LanguageModel extends Module {
     noGrad(() => scope(() => void this.hidden(inputs, context, states, resets, watch)));
     return new NonFiniteError(expectation(where, `a finite output of ${layer}`, value, hint));
   }
-}
-
-/** Multiply-adds of a forward pass per token, without the softmax, and parameters without embedding and softmax (Tables 7 and 8). */
-export function computeCost(config: LanguageModelConfig): { opsPerTimestep: number; parameters: number } {
-  const { hiddenSize: D, lstmSize: H, middle } = config;
-  const projected = H === D ? 0 : H * D;
-  const oneLstm = 2 * D * 4 * H + projected;
-  const layers = 2 + (middle.kind === "lstm" ? middle.layers : 0);
-  let ops = layers * oneLstm;
-  let parameters = layers * oneLstm;
-  if (middle.kind === "dense") {
-    const widths = [D, ...middle.hiddenSizes, D];
-    const size = widths.slice(1).reduce((sum, width, i) => sum + widths[i]! * width, 0);
-    ops += size;
-    parameters += size;
-  } else if (middle.kind === "moe") {
-    const expert = 2 * D * middle.expertHiddenSize;
-    // The gate's two products, W_g and W_noise, are computed for every expert.
-    ops += middle.topK * expert + 2 * D * middle.numExperts;
-    parameters += middle.numExperts * (expert + 2 * D);
-  }
-  return { opsPerTimestep: ops, parameters };
 }

@@ -2,37 +2,92 @@
 
 import { ConfigError, expectation } from "../core/errors.js";
 import { didYouMean } from "../core/suggest.js";
-import type { MiddleConfig } from "./language-model.js";
+import { gateTopK } from "../moe/gates/index.js";
+import { nameOf } from "./cost.js";
+import type { MiddleConfig, MoeMiddle } from "./language-model.js";
 
-/** Sizes that the middle of a preset follows. */
-export interface PresetOptions {
+/** What the middle of a preset follows: sizes, and where it is a mixture of experts the options of that. */
+export interface PresetOptions extends Omit<MoeMiddle, "kind" | "numExperts" | "expertHiddenSize" | "topK"> {
   /** D. The paper's models have 512. */
   hiddenSize: number;
-  /** F, one expert's hidden width. Default 2·hiddenSize (512 → 1024). */
-  expertHiddenSize?: number | undefined;
-  /** K. Default 4. */
+  /** F, one expert's hidden width (or widths). Default 2·hiddenSize (512 → 1024). */
+  expertHiddenSize?: number | readonly number[] | undefined;
+  /** K, or the groups a row goes to in a hierarchical mixture. Default: the gate's, which is 4 for noisy top-k, and 2 in a hierarchical mixture. */
   topK?: number | undefined;
-  importanceWeight?: number | undefined;
-  loadWeight?: number | undefined;
+  /** Experts a row uses in each group of a hierarchical mixture. Default: as topK where the gate lets one choose. */
+  secondaryTopK?: number | undefined;
+  /** Groups of a hierarchical mixture. Default 16 for names that end in -h, as in App. C; others are flat without it. */
+  branching?: number | undefined;
 }
 
-/** Names that `presetMiddle` knows; MoE-<n> stands for any number of experts from topK on. */
-export const PRESET_NAMES = ["MoE-1-Wide", "MoE-1-Deep", "4xLSTM", "LSTM", "MoE-4", "MoE-32", "MoE-256"] as const;
+/** Names that `presetMiddle` knows; MoE-<n> and MoE-<n>-h stand for any number of experts. */
+export const PRESET_NAMES = ["MoE-1-Wide", "MoE-1-Deep", "4xLSTM", "LSTM", "MoE-4", "MoE-32", "MoE-256", "MoE-256-h", "MoE-1024-h", "MoE-4096-h"] as const;
+
+/** Experts a token uses in the paper's flat models, which the dense ones match in computation. */
+const PAPER_TOP_K = 4;
+/** Experts a token uses at each level of its hierarchical models. */
+const PAPER_LEVEL_TOP_K = 2;
+/** First-level branching of the paper's hierarchical models (App. C). */
+const PAPER_BRANCHING = 16;
 
 /**
- * What a named model has between its LSTM layers. All of MoE-1-Wide, MoE-1-Deep, 4xLSTM and MoE-n do the same number of multiply-adds (the gate aside)
- * when expertHiddenSize is 2·hiddenSize and topK is 4.
- * @throws ConfigError for an unknown name
+ * What a named model has between its LSTM layers. All of MoE-1-Wide, MoE-1-Deep, 4xLSTM, MoE-n and MoE-n-h do the same number of multiply-adds (the gate
+ * aside) when expertHiddenSize is 2·hiddenSize and a token uses 4 experts.
+ * @throws ConfigError for an unknown name, or experts that do not make up the groups or the choices asked for
  */
-export function presetMiddle(name: string, { hiddenSize, expertHiddenSize = 2 * hiddenSize, topK = 4, importanceWeight = 0.1, loadWeight = 0.1 }: PresetOptions): MiddleConfig {
+export function presetMiddle(name: string, { hiddenSize, expertHiddenSize = 2 * hiddenSize, branching, ...moe }: PresetOptions): MiddleConfig {
   const key = name.toLowerCase();
-  if (key === "moe-1-wide") return { kind: "dense", hiddenSizes: [topK * expertHiddenSize] };
-  if (key === "moe-1-deep") return { kind: "dense", hiddenSizes: new Array<number>(4).fill(expertHiddenSize) };
+  const width = typeof expertHiddenSize === "number" ? expertHiddenSize : expertHiddenSize[0]!;
+  if (key === "moe-1-wide") return { kind: "dense", hiddenSizes: [(moe.topK ?? PAPER_TOP_K) * width] };
+  if (key === "moe-1-deep") return { kind: "dense", hiddenSizes: new Array<number>(4).fill(width) };
   if (key === "4xlstm") return { kind: "lstm", layers: 2 };
   if (key === "lstm") return { kind: "none" };
-  const match = /^moe-(\d+)$/.exec(key);
-  if (!match) throw new ConfigError(expectation("model (--model)", `one of ${PRESET_NAMES.join(", ")} (or MoE-<experts>)`, name, didYouMean(name, PRESET_NAMES)));
+  const match = /^moe-(\d+)(-h)?$/.exec(key);
+  if (!match || Number(match[1]) < 1) {
+    throw new ConfigError(expectation("model (--model)", `one of ${PRESET_NAMES.join(", ")} (or MoE-<experts>, MoE-<experts>-h)`, name, didYouMean(name, PRESET_NAMES)));
+  }
   const numExperts = Number(match[1]);
-  if (numExperts < topK) throw new ConfigError(expectation("model (--model)", `at least the ${topK} experts that a token uses (--top-k)`, name, "Take more experts, or lower --top-k."));
-  return { kind: "moe", numExperts, topK, expertHiddenSize, importanceWeight, loadWeight };
+  const groups = branching ?? (match[2] ? PAPER_BRANCHING : undefined);
+  return groups === undefined ? flat(name, numExperts, { ...moe, expertHiddenSize }) : hierarchical(name, numExperts, groups, { ...moe, expertHiddenSize });
+}
+
+type Rest = Omit<PresetOptions, "hiddenSize" | "branching">;
+
+function flat(name: string, numExperts: number, { topK, secondaryTopK, ...rest }: Rest): MoeMiddle {
+  for (const [option, value] of Object.entries({ "secondary gate (--secondary-gate)": rest.secondaryGate, "topK of a group (--secondary-top-k)": secondaryTopK })) {
+    if (value !== undefined) throw new ConfigError(expectation(option, "a hierarchical model, MoE-<experts>-h", name));
+  }
+  const k = checkTopK("topK (--top-k)", rest.gate, topK, numExperts);
+  if (numExperts < k) throw new ConfigError(expectation("model (--model)", `at least the ${k} experts that a token uses (--top-k)`, name, "Take more experts, or lower --top-k."));
+  return { kind: "moe", numExperts, topK: k, ...rest };
+}
+
+function hierarchical(name: string, numExperts: number, groups: number, { topK, secondaryTopK, ...rest }: Rest): MoeMiddle {
+  const perGroup = numExperts / groups;
+  if (!Number.isInteger(perGroup)) {
+    throw new ConfigError(expectation("branching (--branching)", `a divisor of the ${numExperts} experts of ${name}`, groups, "It is the number of groups, which have as many experts each."));
+  }
+  const inner = rest.secondaryGate ?? rest.gate;
+  const k1 = checkTopK("topK (--top-k)", rest.gate, topK, groups, PAPER_LEVEL_TOP_K);
+  const second = secondaryTopK ?? (gateTopK(nameOf(inner ?? "noisy-top-k"), perGroup).fixed ? undefined : topK);
+  const k2 = checkTopK("topK of a group (--secondary-top-k)", inner, second, perGroup, PAPER_LEVEL_TOP_K);
+  if (groups < k1) throw new ConfigError(expectation("branching (--branching)", `at least the ${k1} groups that a token goes to (--top-k)`, groups));
+  if (perGroup < k2) {
+    const hint = "Take more experts, fewer groups (--branching), or lower --secondary-top-k.";
+    throw new ConfigError(expectation("model (--model)", `groups of at least the ${k2} experts that a token uses in each`, `${name}, whose groups have ${perGroup}`, hint));
+  }
+  return { kind: "moe", numExperts: [groups, perGroup], topK: [k1, k2], ...rest };
+}
+
+/**
+ * Experts a row uses of `numExperts`: those asked for, else the gate's number. A gate that has no choice of it keeps to its own.
+ * @throws ConfigError for a number that the gate does not have
+ */
+function checkTopK(where: string, gate: MoeMiddle["gate"] = "noisy-top-k", topK: number | undefined, numExperts: number, usual?: number): number {
+  const type = nameOf(gate);
+  const { topK: own, fixed } = gateTopK(type, numExperts);
+  // Not lowered to the number of experts: fewer than the gate's number are an error, and no smaller model.
+  if (!fixed) return topK ?? usual ?? gateTopK(type, Infinity).topK;
+  if (topK === undefined || topK === own) return own;
+  throw new ConfigError(expectation(where, `${own} with gate ${type}, which always takes as many`, topK, "Leave it out, or take another gate."));
 }

@@ -5,6 +5,7 @@ import { z } from "zod";
 import { ConfigError, FileError, expectation } from "../core/errors.js";
 import { didYouMean, nearest } from "../core/suggest.js";
 import { fileError } from "./atomic.js";
+import { moeFields, uselessOptions } from "./moe-config.js";
 
 /** Widths and lanes: far above what fits into memory, far below where array lengths overflow. */
 const size = z.number().int().min(1).max(65_536);
@@ -37,15 +38,13 @@ export const trainConfigSchema = z.strictObject({
   /** The end-of-sentence symbol of a word vocabulary. */
   eos: z.string().min(1).default("</s>"),
 
-  /** The paper's names (Table 7). */
-  model: z.string().min(1).default("MoE-32"),
+  /** The paper's names (Table 7). Default MoE-32, or that of num_experts. */
+  model: z.string().min(1).optional(),
   /** The paper has 512; 128 trains in minutes on two cores. */
   hidden_size: size.default(128),
   expert_hidden_size: size.optional(),
   lstm_size: size.optional(),
-  top_k: size.default(4),
-  importance_weight: z.number().min(0).default(0.1),
-  load_weight: z.number().min(0).default(0.1),
+  ...moeFields,
   dropout: z.number().min(0).max(0.99).default(0.1),
   sigmoid: z.boolean().default(true),
   residual: z.boolean().default(true),
@@ -89,7 +88,7 @@ export const trainConfigSchema = z.strictObject({
   logging_steps: steps.default(10),
 });
 
-export type TrainConfig = z.infer<typeof trainConfigSchema> & { warmup_steps: number };
+export type TrainConfig = Omit<z.infer<typeof trainConfigSchema>, "num_experts"> & { model: string; warmup_steps: number };
 
 /** What the schema says of a field, for messages and for reading text. */
 interface Field {
@@ -177,7 +176,7 @@ function check(values: Record<string, unknown>, originOf: (key: string) => strin
   const parsed = trainConfigSchema.safeParse(values);
   if (!parsed.success)
     throw new ConfigError([...new Set(parsed.error.issues.flatMap((issue) => explain(issue, values, originOf)))].join("\n"));
-  const config = parsed.data;
+  const { num_experts: _, ...config } = { ...parsed.data, model: modelName(parsed.data, originOf) };
   const rows = config.batch_size * config.time_steps;
   if (rows > MAX_ROWS) {
     throw new ConfigError(
@@ -202,11 +201,22 @@ function check(values: Record<string, unknown>, originOf: (key: string) => strin
     );
   }
   const warmup_steps = config.warmup_steps ?? Math.max(1, Math.min(200, Math.floor(config.max_steps / 10)));
-  const complete: Record<string, unknown> = { ...config, warmup_steps };
+  const complete = { ...config, warmup_steps };
+  const useless = uselessOptions(complete, (key) => values[key] !== undefined);
+  if (useless.length > 0) throw new ConfigError(useless.map(({ key, expected, hint }) => message(key, originOf(key), expected, values[key], hint)).join("\n"));
   // In the order of the schema, so that config.json does not depend on which values were given.
   return Object.fromEntries(
-    [...FIELDS.keys()].filter((key) => complete[key] !== undefined).map((key) => [key, complete[key]]),
+    [...FIELDS.keys()].map((key) => [key, (complete as Record<string, unknown>)[key]]).filter(([, value]) => value !== undefined),
   ) as TrainConfig;
+}
+
+/** The model that was named, or that of so many experts. */
+function modelName({ model, num_experts, branching }: z.infer<typeof trainConfigSchema>, originOf: (key: string) => string): string {
+  if (num_experts === undefined) return model ?? "MoE-32";
+  const named = `MoE-${num_experts}${branching === undefined ? "" : "-h"}`;
+  const agrees = model === undefined || model.toLowerCase().replace(/-h$/, "") === `moe-${num_experts}`;
+  if (!agrees) throw new ConfigError(message("num_experts", originOf("num_experts"), `left out, or that of --model ${model}`, num_experts, "The name of a model says its number of experts."));
+  return model ?? named;
 }
 
 function explain(issue: z.core.$ZodIssue, values: Record<string, unknown>, originOf: (key: string) => string): string[] {
@@ -217,7 +227,9 @@ function explain(issue: z.core.$ZodIssue, values: Record<string, unknown>, origi
   }
   const key = String(issue.path[0]);
   if (values[key] === undefined) return [`train: expected ${key} (${flagOf(key)}), got nothing. Name a text file, plain or .gz.`];
-  return [message(key, originOf(key), describe(FIELDS.get(key)!), values[key])];
+  const field = FIELDS.get(key)!;
+  const hint = field.enum && typeof values[key] === "string" ? didYouMean(values[key], field.enum) : "";
+  return [message(key, originOf(key), describe(field), values[key], hint)];
 }
 
 /** `--hidden-size: expected …` where a flag or variable names the key already, else `c.json: expected hidden_size to be …`. */

@@ -1,7 +1,7 @@
 /** Perplexity by the exact softmax: exp of the mean negative log-likelihood over every target, in nats. */
 
 import { streamId } from "../core/random.js";
-import { balanceStatistics, type BalanceStatistics } from "../moe/statistics.js";
+import { balanceStatistics, processedLoad, requestedAssignments, type BalanceStatistics } from "../moe/statistics.js";
 import type { LanguageModel } from "../models/language-model.js";
 import type { RunContext } from "../nn/module.js";
 import type { LstmState } from "../tensor/ops/lstm.js";
@@ -36,18 +36,21 @@ export interface Evaluation {
   tokens: number;
   /** Of the whole pass, with gates as at inference; absent without an MoE. */
   balance?: BalanceStatistics;
-  /** Rows per expert. */
+  /** Rows that each expert computed. */
   load?: Float64Array;
+  /** Assignments that capacity dropped, of those the gate asked for. */
+  droppedFraction?: number;
 }
 
 const EVALUATION: RunContext = { training: false, seed: streamId("evaluation", "unused"), step: 0, firstRow: 0 };
 
-/** What one batch routed: for statistics and for looking at what experts take. Arrays are (N, K). */
+/** What one batch routed: for looking at what experts take. */
 export interface RoutedBatch {
   batch: Batch;
+  /** The assignments of row r are those from rowOffsets[r] to rowOffsets[r + 1]; -1 where one was dropped. */
   experts: Int32Array;
   gates: ArrayLike<number>;
-  topK: number;
+  rowOffsets: Int32Array;
 }
 
 export interface EvaluateOptions {
@@ -76,6 +79,7 @@ export function* evaluationSteps(model: LanguageModel, batches: Iterable<Batch>,
   const E = model.moe?.numExperts ?? 0;
   const importance = new Float64Array(E);
   const load = new Float64Array(E);
+  let wanted = 0;
   const one = (batch: Batch): void => {
     const tensors = batchTensors(batch);
     const out = model.forward(tensors, EVALUATION, states);
@@ -85,10 +89,13 @@ export function* evaluationSteps(model: LanguageModel, batches: Iterable<Batch>,
     tokens += batch.tokens;
     if (out.moe) {
       addTo(importance, out.moe.importance.dataSync());
-      addTo(load, out.moe.load.dataSync());
+      addTo(load, processedLoad(out.moe));
+      wanted += requestedAssignments(out.moe);
       if (onRouted) {
         const experts = out.moe.experts.dataSync() as Int32Array;
-        onRouted({ batch, experts, gates: out.moe.gates.dataSync(), topK: out.moe.experts.shape[1]! });
+        const k = out.moe.experts.shape[1] ?? 0;
+        const rowOffsets = (out.moe.rowOffsets?.dataSync() ?? Int32Array.from({ length: experts.length / k + 1 }, (_, row) => row * k)) as Int32Array;
+        onRouted({ batch, experts, gates: out.moe.gates.dataSync(), rowOffsets });
       }
     }
     if (carryState) states = carryStates(states, out.states);
@@ -102,9 +109,13 @@ export function* evaluationSteps(model: LanguageModel, batches: Iterable<Batch>,
     carryStates(states, []);
   }
   const loss = tokens === 0 ? 0 : total / tokens;
-  return { loss, perplexity: Math.exp(loss), tokens, ...(E > 0 ? { balance: balanceStatistics(importance, load), load } : {}) };
+  return { loss, perplexity: Math.exp(loss), tokens, ...(E > 0 ? { balance: balanceStatistics(importance, load), load, droppedFraction: droppedOf(wanted, load) } : {}) };
 }
 
 function addTo(sum: Float64Array, part: ArrayLike<number>): void {
   for (let i = 0; i < sum.length; i++) sum[i]! += part[i]!;
+}
+
+function droppedOf(wanted: number, load: Float64Array): number {
+  return wanted > 0 ? 1 - load.reduce((sum, n) => sum + n, 0) / wanted : 0;
 }

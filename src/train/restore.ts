@@ -10,6 +10,7 @@ import { loadTokenizer } from "../text/load.js";
 import type { Tokenizer } from "../text/tokenizer.js";
 import { checkpointSteps, latestCheckpoint, loadCheckpoint, type Checkpoint, type TensorFiles } from "./checkpoint.js";
 import { checkConfig, flagOf, type TrainConfig } from "./config.js";
+import { effectiveMoe } from "./moe-config.js";
 import type { StoredTensor } from "./safetensors.js";
 import { modelConfig } from "./setup.js";
 
@@ -88,20 +89,27 @@ export function loadModel(checkpoint: Checkpoint): { model: LanguageModel; confi
   const config = checkConfig(checkpoint.config, join(checkpoint.path, "config.json"));
   const tokenizer = tokenizerOf(checkpoint);
   const model = new LanguageModel(modelConfig(config, tokenizer.vocabSize));
-  fillTensors(checkpoint, checkpoint.model, model.namedParameters());
+  fillTensors(checkpoint, checkpoint.model, model.namedState());
   return { model, config, tokenizer };
 }
 
 /** Fields that shape the model, its tokens or the course through the text: they must not change on resuming. */
 const FIXED = [
-  "text_mode", "vocab", "tokenizer", "vocab_size", "eos", "model", "hidden_size", "expert_hidden_size", "lstm_size", "top_k", "sigmoid", "residual", "init_scale",
+  "text_mode", "vocab", "tokenizer", "vocab_size", "eos", "model", "branching", "hidden_size", "expert_hidden_size", "expert_layers", "lstm_size",
+  "gate", "secondary_gate", "top_k", "secondary_top_k", "expert_activation", "expert_bias", "shared_experts", "sigmoid", "residual", "init_scale",
   "batch_size", "time_steps", "optimizer", "beta1", "factored_experts", "seed",
 ] as const; // prettier-ignore
 
+/** With the values of options that were left to the model and the gate. */
+function effective(config: TrainConfig): TrainConfig {
+  return { ...config, lstm_size: config.lstm_size ?? config.hidden_size, ...effectiveMoe(config) };
+}
+
 /** @throws ConfigError naming the field that differs */
 export function checkSameModel(config: TrainConfig, checkpoint: Checkpoint): void {
+  const [ours, theirs] = [effective(config), effective(checkConfig(checkpoint.config, join(checkpoint.path, "config.json")))];
   for (const key of FIXED) {
-    const [now, then] = [config[key], checkpoint.config[key]];
+    const [now, then] = [ours[key], theirs[key]];
     if (now !== then) {
       throw new ConfigError(
         expectation(

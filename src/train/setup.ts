@@ -1,15 +1,16 @@
 /** From a configuration to data, model, optimiser and schedule. */
 
-import type { LanguageModel, LanguageModelConfig } from "../models/language-model.js";
-import { presetMiddle } from "../models/presets.js";
+import type { LanguageModelConfig } from "../models/language-model.js";
 import { Adam, Sgd, type Optimizer } from "../optim/optimizers.js";
 import { constant, inverseSquareRoot, stepDecay, type Schedule } from "../optim/schedules.js";
+import type { Tensor } from "../tensor/tensor.js";
 import { trainBpe } from "../text/bpe.js";
 import { readLines } from "../text/corpus.js";
 import { tokenizeCorpus, type TokenDataset } from "../text/dataset.js";
 import type { Tokenizer } from "../text/tokenizer.js";
 import { WordVocabulary } from "../text/word-vocab.js";
 import type { TrainConfig } from "./config.js";
+import { moeMiddle } from "./moe-config.js";
 
 /** The texts of a run: paths, or lines already at hand (the demo's). */
 export interface Corpora {
@@ -50,13 +51,7 @@ export function makeTokenizer(config: TrainConfig, lines: Iterable<string>): Tok
 }
 
 export function modelConfig(config: TrainConfig, vocabSize: number): LanguageModelConfig {
-  const middle = presetMiddle(config.model, {
-    hiddenSize: config.hidden_size,
-    expertHiddenSize: config.expert_hidden_size,
-    topK: config.top_k,
-    importanceWeight: config.importance_weight,
-    loadWeight: config.load_weight,
-  });
+  const middle = moeMiddle(config);
   return {
     vocabSize,
     hiddenSize: config.hidden_size,
@@ -70,10 +65,9 @@ export function modelConfig(config: TrainConfig, vocabSize: number): LanguageMod
   };
 }
 
-export function makeOptimizer(config: TrainConfig, model: LanguageModel): Optimizer {
-  const parameters = model.namedParameters();
+export function makeOptimizer(config: TrainConfig, parameters: ReadonlyMap<string, Tensor>): Optimizer {
   if (config.optimizer === "sgd") return new Sgd(parameters);
-  const factored = (name: string): boolean => config.factored_experts && /^moe\.experts\..*Weight$/.test(name);
+  const factored = (name: string): boolean => config.factored_experts && isExpertMatrix(name);
   return new Adam(parameters, { beta1: config.beta1, beta2: config.beta2, factored });
 }
 
@@ -81,4 +75,9 @@ export function makeSchedule(config: TrainConfig): Schedule {
   if (config.schedule === "constant") return constant(config.learning_rate);
   if (config.schedule === "inverse-sqrt") return inverseSquareRoot(config.learning_rate, config.warmup_steps);
   return stepDecay(config.learning_rate, { holdSteps: config.decay_hold_steps, everySteps: config.decay_every_steps, factor: config.decay_factor });
+}
+
+/** Whether a parameter of the language model is the matrix of a layer of all experts: what a factored second moment is kept for. */
+export function isExpertMatrix(name: string): boolean {
+  return /^moe\.(experts|shared)\.\w*Weights?(\.\d+)?$/.test(name);
 }

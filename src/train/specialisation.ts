@@ -56,18 +56,18 @@ export function specialisation(model: LanguageModel, tokenizer: Tokenizer, texts
   const groups = grouped(sentences, batchSize);
   let g = 0;
   const batches = groups.map((members) => padded(members.map((i) => sentences[i]!), tokenizer.eosId));
-  const onRouted = ({ batch, experts, gates, topK }: RoutedBatch): void => {
+  const onRouted = ({ batch, experts, gates, rowOffsets }: RoutedBatch): void => {
     const members = groups[g++]!;
     for (let row = 0; row < batch.timeSteps * batch.batchSize; row++) {
       if (batch.targets[row]! < 0) continue;
       const sentence = members[row % batch.batchSize]!;
       // Position t reads token t−1 (the end-of-sentence symbol first); it is shown as the token that is read.
       const position = Math.floor(row / batch.batchSize) - 1;
-      for (let k = 0; k < topK; k++) {
-        const expert = experts[row * topK + k]!;
+      for (let j = rowOffsets[row]!; j < rowOffsets[row + 1]!; j++) {
+        const expert = experts[j]!;
         if (expert < 0) continue;
         counts[expert]![labelIndex.get(texts[sentence]!.label)!]! += 1;
-        if (position >= 0) insert(best[expert]!, { gate: gates[row * topK + k]!, sentence, position });
+        if (position >= 0) insert(best[expert]!, { gate: gates[j]!, sentence, position });
       }
     }
   };

@@ -1,7 +1,7 @@
 /** One training step: forward, backward, clipping, update. Nothing of it stays in memory but parameters, optimiser state and the carried LSTM state. */
 
 import { NonFiniteError } from "../core/errors.js";
-import { balanceStatistics, type BalanceStatistics } from "../moe/statistics.js";
+import { moeStatistics, processedLoad, type MoEStatistics } from "../moe/statistics.js";
 import type { LanguageModel } from "../models/language-model.js";
 import { logUniformCandidates } from "../nn/candidates.js";
 import type { RunContext } from "../nn/module.js";
@@ -20,9 +20,10 @@ export interface StepResult {
   auxLoss: number;
   gradNorm: number;
   tokens: number;
-  balance?: BalanceStatistics & { importanceCv2: number; loadCv2: number };
-  /** Rows each expert received. */
+  /** Rows that each expert computed. */
   load?: number[];
+  /** What the mixture did with its rows, where the step was asked for it. */
+  statistics?: MoEStatistics;
 }
 
 export interface StepOptions {
@@ -31,6 +32,8 @@ export interface StepOptions {
   maxGradNorm: number | undefined;
   /** Classes of the sampled softmax; 0 for the exact one. */
   sampledSoftmax: number;
+  /** Whether the mixture's statistics are read: for now and then. */
+  statistics?: boolean;
 }
 
 /** The model in training: what changes from step to step. */
@@ -43,7 +46,7 @@ export interface TrainingState {
 /**
  * @throws NonFiniteError when the loss or a gradient is not finite, naming the layer; parameters are then as they were before the step
  */
-export function trainStep(training: TrainingState, batch: Batch, { seed, learningRate, maxGradNorm, sampledSoftmax }: StepOptions): StepResult {
+export function trainStep(training: TrainingState, batch: Batch, { seed, learningRate, maxGradNorm, sampledSoftmax, statistics = false }: StepOptions): StepResult {
   const { model, optimizer } = training;
   return scope(() => {
     const context: RunContext = { training: true, seed, step: optimizer.steps, firstRow: batch.firstRow };
@@ -66,11 +69,8 @@ export function trainStep(training: TrainingState, batch: Batch, { seed, learnin
       optimizer.zeroGrad();
     }
     if (out.moe) {
-      const offsets = out.moe.routing.offsets.dataSync();
-      result.load = Array.from({ length: offsets.length - 1 }, (_, e) => offsets[e + 1]! - offsets[e]!);
-      const smooth = balanceStatistics(out.moe.importance.dataSync(), out.moe.load.dataSync());
-      const counted = balanceStatistics(out.moe.importance.dataSync(), result.load);
-      result.balance = { ...counted, importanceCv2: smooth.cvImportance ** 2, loadCv2: smooth.cvLoad ** 2 };
+      if (statistics) result.statistics = moeStatistics(out.moe);
+      result.load = result.statistics?.load ?? processedLoad(out.moe);
     }
     training.states = carryStates(training.states, out.states);
     return result;

@@ -3,6 +3,7 @@
 import { join, resolve } from "node:path";
 import { ConfigError, FileError, NonFiniteError, expectation } from "../core/errors.js";
 import { LanguageModel } from "../models/language-model.js";
+import { UnusedExperts } from "../moe/statistics.js";
 import type { Optimizer } from "../optim/optimizers.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { keep } from "../tensor/scope.js";
@@ -70,7 +71,7 @@ export async function trainOn(
   checkMemory(config, datasets.tokenizer.vocabSize);
   const inTheWay = options.ephemeral ? [] : checkpointsInTheWay(config, options, checkpoint);
   const model = new LanguageModel(modelConfig(config, datasets.tokenizer.vocabSize));
-  const optimizer = makeOptimizer(config, model);
+  const optimizer = makeOptimizer(config, model.namedParameters());
   const run = new Run(config, model, optimizer, datasets, options);
   if (checkpoint) run.restore(checkpoint);
   if (!options.ephemeral) {
@@ -120,6 +121,8 @@ class Run {
   #savedAt = -1;
   /** Sum of the losses, and tokens, since the last record of metrics. Saved: a checkpoint may fall between two records. */
   #interval = { loss: 0, tokens: 0 };
+  /** Steps that each expert has been without rows. Saved likewise. */
+  #unused: UnusedExperts;
   /** Evaluations of this step still to be made. Saved: an interruption may give them up. */
   #due: Part[] = [];
   readonly #evaluations: { [part in Part]?: Evaluation } = {};
@@ -132,6 +135,7 @@ class Run {
     readonly options: TrainOptions,
   ) {
     this.#training = { model, optimizer, states: undefined };
+    this.#unused = new UnusedExperts(model.moe?.numExperts ?? 0);
     this.#stream = new BatchStream(datasets.train, {
       batchSize: config.batch_size,
       timeSteps: config.time_steps,
@@ -145,7 +149,7 @@ class Run {
 
   /** @throws FileError for a checkpoint that is damaged or lacks something; ConfigError for one of another text */
   restore(checkpoint: Checkpoint): void {
-    const { data, corpus, interval, due } = checkpoint.state;
+    const { data, corpus, interval, due, unused } = checkpoint.state;
     if (!checkpoint.optimizer || [data, corpus, interval, due].includes(undefined)) {
       throw new FileError(
         expectation(
@@ -166,13 +170,14 @@ class Run {
         ),
       );
     }
-    fillTensors(checkpoint, checkpoint.model, this.model.namedParameters());
+    fillTensors(checkpoint, checkpoint.model, this.model.namedState());
     fillTensors(checkpoint, checkpoint.optimizer, this.optimizer.prepare());
     this.optimizer.steps = checkpoint.step;
     this.#resumedAt = this.#savedAt = checkpoint.step;
     this.#stream.restore(data as ReturnType<BatchStream["state"]>);
     this.#interval = { ...(interval as { loss: number; tokens: number }) };
     this.#due = (due as Part[]).filter((part) => this.datasets[part]);
+    if (Array.isArray(unused)) this.#unused = new UnusedExperts(unused as number[]);
     if (!checkpoint.optimizer.has("carry.0.h")) return;
     const carried = new Map<string, Tensor>();
     const states = this.model.lstm.map((_, i) => {
@@ -206,9 +211,9 @@ class Run {
       optimizer.steps,
       {
         config,
-        model: [...model.namedParameters()].map(([name, p]) => stored(name, p)),
+        model: [...model.namedState()].map(([name, tensor]) => stored(name, tensor)),
         optimizer: [...[...optimizer.prepare()].map(([name, t]) => stored(name, t)), ...carried],
-        state: { data: this.#stream.state(), corpus: this.#corpus, interval: this.#interval, due: this.#due },
+        state: { data: this.#stream.state(), corpus: this.#corpus, interval: this.#interval, due: this.#due, unused: [...this.#unused.steps] },
         files: new Map([[file, text]]),
       },
       { saveTotalLimit: config.save_total_limit },
@@ -237,25 +242,28 @@ class Run {
       while (!last() && !options.signal?.aborted) {
         const begun = performance.now();
         const learningRate = schedule(optimizer.steps + 1);
+        const logs = (optimizer.steps + 1) % config.logging_steps === 0;
         const result = trainStep(this.#training, this.#stream.next(), {
           seed: config.seed,
           learningRate,
           maxGradNorm: config.max_grad_norm,
           sampledSoftmax: config.sampled_softmax,
+          statistics: logs,
         });
         const took = (performance.now() - begun) / 1000;
         seconds += took;
         tokens += result.tokens;
         this.#interval.loss += result.loss * result.tokens;
         this.#interval.tokens += result.tokens;
+        if (result.load) this.#unused.observe(result.load);
         const { steps } = optimizer;
         options.onStep?.(steps, result);
         this.#progress.update(
           () =>
             `${config.model} step ${steps}/${config.max_steps}  loss ${result.loss.toFixed(3)}  ${Math.round(tokens / seconds).toLocaleString("en")} tokens/s`,
         );
-        if (steps % config.logging_steps === 0) {
-          log(stepMetrics(result, this.#interval.loss / this.#interval.tokens, learningRate, result.tokens / took));
+        if (logs) {
+          log(stepMetrics(result, this.#interval.loss / this.#interval.tokens, learningRate, result.tokens / took, this.#unused));
           this.#interval = { loss: 0, tokens: 0 };
         }
         if (this.datasets.valid && (steps % config.eval_steps === 0 || last())) this.#due.push("valid");
@@ -349,6 +357,7 @@ function stepMetrics(
   meanLoss: number,
   learningRate: number,
   tokensPerSecond: number,
+  unused: UnusedExperts,
 ): Record<string, number> {
   const values: Record<string, number> = {
     "train/loss": meanLoss,
@@ -356,13 +365,18 @@ function stepMetrics(
     "train/grad_norm": result.gradNorm,
     "train/tokens_per_second": tokensPerSecond,
   };
-  if (result.balance && result.load) {
+  const { statistics } = result;
+  if (statistics) {
     values["moe/aux_loss"] = result.auxLoss;
-    values["moe/importance_cv2"] = result.balance.importanceCv2;
-    values["moe/load_cv2"] = result.balance.loadCv2;
-    values["moe/max_over_mean_load"] = result.balance.maxOverMeanLoad;
-    values["moe/dropped_fraction"] = 0;
-    for (const [i, load] of result.load.entries()) values[`moe/expert_load/moe/${i}`] = load;
+    values["moe/importance_cv2"] = statistics.importanceCv2;
+    values["moe/load_cv2"] = statistics.loadCv2;
+    values["moe/max_over_mean_load"] = statistics.maxOverMeanLoad;
+    values["moe/dropped_fraction"] = statistics.droppedFraction;
+    values["moe/unrouted_fraction"] = statistics.unroutedRows / result.tokens;
+    values[`moe/${statistics.entropyOf}_entropy`] = statistics.entropy;
+    values["moe/unused_experts"] = statistics.unused;
+    values["moe/longest_unused_steps"] = unused.longest;
+    for (const [i, load] of statistics.load.entries()) values[`moe/expert_load/moe/${i}`] = load;
   }
   return values;
 }

@@ -109,11 +109,11 @@ const cases: Record<string, Case> = {
   },
   "several wrong values at once": {
     args: train({ beta1: 1, optimizer: "adams" }),
-    says: '--optimizer: expected one of adam, sgd, got "adams".\n--beta1: expected a number from 0 to 0.999999, got 1.',
+    says: '--optimizer: expected one of adam, sgd, got "adams". Did you mean adam?\n--beta1: expected a number from 0 to 0.999999, got 1.',
   },
   "an unknown model": {
     args: train({ model: "MoE32" }),
-    says: 'model (--model): expected one of MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM, MoE-4, MoE-32, MoE-256 (or MoE-<experts>), got "MoE32". Did you mean MoE-32?',
+    says: 'model (--model): expected one of MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM, MoE-4, MoE-32, MoE-256, MoE-256-h, MoE-1024-h, MoE-4096-h (or MoE-<experts>, MoE-<experts>-h), got "MoE32". Did you mean MoE-32?',
   },
   "fewer experts than a token uses": {
     args: train({ model: "MoE-3", top_k: 4 }),
@@ -129,7 +129,7 @@ const cases: Record<string, Case> = {
   },
   "more experts than can be counted": {
     args: train({ model: "MoE-99999999999" }),
-    says: 'model MoE-99999999999: expected parameters, gradients and optimiser state within 4.0 GiB, got "1573562.6 GiB". Lower --hidden-size, --vocab-size or the number of experts, or take --factored-experts.',
+    says: 'model MoE-99999999999: expected parameters, gradients and optimiser state within 4.0 GiB, got "1574307.7 GiB". Lower --hidden-size, --vocab-size or the number of experts, or take --factored-experts.',
   },
   "a batch of billions": {
     args: train({ batch_size: 60_000, time_steps: 60_000 }),

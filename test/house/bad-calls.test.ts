@@ -344,7 +344,7 @@ const bad: Record<string, [call: () => unknown, kind: Kind, says: string]> = {
   "a model without a name": [
     () => sg.presetMiddle("lstm4x", { hiddenSize: 4 }),
     ConfigError,
-    'model (--model): expected one of MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM, MoE-4, MoE-32, MoE-256 (or MoE-<experts>), got "lstm4x". Did you mean LSTM?',
+    'model (--model): expected one of MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM, MoE-4, MoE-32, MoE-256, MoE-256-h, MoE-1024-h, MoE-4096-h (or MoE-<experts>, MoE-<experts>-h), got "lstm4x". Did you mean LSTM?',
   ],
   "more candidates than words": [
     () => sg.logUniformCandidates(4, 5, key),

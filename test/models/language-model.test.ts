@@ -2,7 +2,8 @@
 
 import { describe, expect, it } from "vitest";
 import { streamId } from "#sparsegate/core/random.js";
-import { LanguageModel, computeCost, type LanguageModelConfig, type MiddleConfig } from "#sparsegate/models/language-model.js";
+import { computeCost } from "#sparsegate/models/cost.js";
+import { LanguageModel, type LanguageModelConfig, type MiddleConfig } from "#sparsegate/models/language-model.js";
 import { PRESET_NAMES, presetMiddle } from "#sparsegate/models/presets.js";
 import { logUniformCandidates } from "#sparsegate/nn/candidates.js";
 import { clipScale } from "#sparsegate/optim/clip.js";
@@ -223,6 +224,9 @@ describe("the cost of a model", () => {
       ["MoE-4", 8.4, 8.4],
       ["MoE-32", 8.4, 37.8],
       ["MoE-256", 8.6, 272.9],
+      ["MoE-256-h", 8.4, 272.9],
+      ["MoE-1024-h", 8.5, 1079.0],
+      ["MoE-4096-h", 8.9, 4303.4],
     ];
     for (const [name, ops, parameters] of TABLE) {
       const cost = computeCost({
@@ -250,7 +254,7 @@ describe("the cost of a model", () => {
   it("presets: every name is known, in any case; others and too few experts are refused", () => {
     for (const name of PRESET_NAMES)
       expect(presetMiddle(name.toLowerCase(), { hiddenSize: 8 }).kind).toBe(
-        name.startsWith("MoE-1") ? "dense" : name.startsWith("MoE") ? "moe" : name === "LSTM" ? "none" : "lstm",
+        name.startsWith("MoE-1-") ? "dense" : name.startsWith("MoE") ? "moe" : name === "LSTM" ? "none" : "lstm",
       );
     expect(() => presetMiddle("GPT-2", { hiddenSize: 8 })).toThrow(/^model \(--model\): expected one of MoE-1-Wide, .* got "GPT-2"\.$/);
     expect(() => presetMiddle("MoE-3", { hiddenSize: 8 })).toThrow("model (--model): expected at least the 4 experts that a token uses (--top-k), got \"MoE-3\".");

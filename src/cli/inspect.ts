@@ -1,0 +1,111 @@
+/** `sparsegate inspect`: what a run's model is, its latest metrics, and how its experts were used, as text, JSON or a page with figures. */
+
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { computeCost, expertsPerRow } from "../models/cost.js";
+import { balanceStatistics } from "../moe/statistics.js";
+import { defaultBackend } from "../tensor/default-backend.js";
+import { BALANCE_COLUMNS, balanceHistory, evenly, renderBalance } from "../train/balance-report.js";
+import { effectiveMoe } from "../train/moe-config.js";
+import { readMetrics } from "../train/metrics.js";
+import { writePage } from "../train/page.js";
+import { planRun } from "../train/plan.js";
+import { loadModel, openCheckpoint, runFolder } from "../train/restore.js";
+import { openBackend } from "./backend.js";
+import { compact, table } from "./format.js";
+import { print } from "./output.js";
+
+/** Records of balance that the terminal shows. */
+const SHOWN_RECORDS = 8;
+/** Experts that the terminal shows: the busiest. */
+const SHOWN_EXPERTS = 16;
+
+export async function inspectCommand(run: string, options: Record<string, unknown>): Promise<void> {
+  const checkpoint = openCheckpoint("inspect", run);
+  openBackend();
+  const { model, config, tokenizer } = loadModel(checkpoint);
+  // Of the folder the checkpoint lies in: a run may have been moved. Records after the checkpoint are of steps it does not know.
+  const path = join(runFolder(checkpoint), "metrics.jsonl");
+  const records = existsSync(path) ? readMetrics(path).filter(({ step }) => step <= checkpoint.step) : [];
+  const latest = (tag: string): number | undefined => {
+    const found = records.findLast((record) => typeof record[tag] === "number");
+    return found && (found[tag] as number);
+  };
+  const E = model.moe?.numExperts ?? 0;
+  const history = balanceHistory(records, E);
+  const loads = history.at(-1)?.load ?? new Array<number>(E).fill(0);
+  const balance = E > 0 ? balanceStatistics(loads, loads) : undefined;
+  const saved = checkpoint.state["unused"];
+  const unused = Array.isArray(saved) ? (saved as number[]) : new Array<number>(E).fill(0);
+  const { middle } = model.config;
+  const summary = {
+    checkpoint: checkpoint.path,
+    step: checkpoint.step,
+    model: config.model,
+    ...(middle.kind === "moe"
+      ? { gate: config.gate, ...effectiveMoe(config), num_experts: E, experts_per_token: expertsPerRow(middle) }
+      : {}),
+    parameters: model.numParameters(),
+    ops_per_timestep: computeCost(model.config).opsPerTimestep,
+    ...(E > 0 ? { bytes_per_expert_parameter: round(planRun(config, tokenizer.vocabSize).bytesPerExpertParameter) } : {}),
+    train_loss: latest("train/loss"),
+    eval_perplexity: latest("eval/perplexity"),
+    test_perplexity: latest("test/perplexity"),
+    ...(balance ? { cv_load: balance.cvLoad, max_over_mean_load: balance.maxOverMeanLoad, unused_experts: balance.unused } : {}),
+    ...(balance ? { dropped_fraction: history.at(-1)?.droppedFraction ?? undefined } : {}),
+  };
+  const facts = Object.entries(summary).map(([key, value]) => [key, textOf(value)] as const);
+  if (options["json"] === true) {
+    const recorded = history.map(({ load: _, ...rest }) => rest);
+    print({ ...summary, expert_load: loads, steps_without_rows: unused, balance: recorded.map(inSnakeCase) }, true);
+  } else {
+    print(Object.fromEntries(facts), false);
+    if (E > 0) process.stdout.write(`\n${balanceText(history)}${expertText(loads, unused)}`);
+  }
+  const file = options["html"];
+  if (typeof file === "string") {
+    const title = `Balance of ${config.model}${E > 0 ? `, gate ${config.gate}` : ""}`;
+    const command = `sparsegate inspect ${run} --html ${file}`;
+    await writePage(file, await renderBalance({ title, command, createdAt: new Date().toISOString(), facts, history }));
+    process.stderr.write(`Page with figures: ${file}\n`);
+  }
+  defaultBackend().dispose();
+}
+
+function balanceText(history: ReturnType<typeof balanceHistory>): string {
+  if (history.length === 0) return "";
+  const rows = evenly(history, SHOWN_RECORDS).map((record) => BALANCE_COLUMNS.map(([, cell]) => cell(record)));
+  return `${table(
+    BALANCE_COLUMNS.map(([heading]) => heading),
+    rows,
+  )}\n\n`;
+}
+
+function expertText(loads: readonly number[], unused: readonly number[]): string {
+  const mean = loads.reduce((sum, n) => sum + n, 0) / loads.length || 1;
+  const order = loads
+    .map((_, i) => i)
+    .sort((a, b) => loads[b]! - loads[a]!)
+    .slice(0, SHOWN_EXPERTS);
+  const rows = order.map((i) => [
+    String(i),
+    String(loads[i]),
+    (loads[i]! / mean).toFixed(2),
+    String(unused[i] ?? 0),
+    "#".repeat(Math.round((10 * loads[i]!) / mean)),
+  ]);
+  return `${table(["expert", "rows in the last step", "of the mean", "steps without rows", ""], rows)}\n`;
+}
+
+const round = (x: number): number => Math.round(x * 1000) / 1000;
+
+function textOf(value: string | number | undefined): string {
+  if (value === undefined) return "not recorded";
+  return typeof value === "number" && value >= 10_000 ? compact(value) : String(value);
+}
+
+function inSnakeCase(record: object): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(record).map(([key, value]) => [key.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`), value]),
+  );
+}

@@ -1,0 +1,113 @@
+/** What a language model costs: multiply-adds a token and parameters, as the paper's tables count them (Shazeer et al. 2017, Tables 7 and 8). */
+
+import { gateTopK, type GateConfig } from "../moe/gates/index.js";
+import type { LanguageModelConfig, MoeMiddle } from "./language-model.js";
+
+/** A gate of a mixture as its costs need it: at the second level of a hierarchical one there is one for each of `groups` groups. */
+export interface GateLevel {
+  type: GateConfig;
+  /** Experts (or groups) it chooses from. */
+  numExperts: number;
+  /** How many of them a row uses. */
+  topK: number;
+  /** Gates of this level. */
+  count: number;
+  /** How many of these gates a row goes through. */
+  perRow: number;
+}
+
+/** The gates of a mixture, with the experts a row uses: one level, or two. */
+export function gateLevels({ numExperts, topK, gate = "noisy-top-k", secondaryGate = gate }: MoeMiddle): GateLevel[] {
+  if (typeof numExperts === "number") {
+    return [
+      {
+        type: gate,
+        numExperts,
+        topK: (topK as number | undefined) ?? gateTopK(nameOf(gate), numExperts).topK,
+        count: 1,
+        perRow: 1,
+      },
+    ];
+  }
+  const [groups, perGroup] = numExperts;
+  const level = (type: GateConfig, experts: number, i: 0 | 1): number => {
+    const { topK: own, fixed } = gateTopK(nameOf(type), experts);
+    // As `HierarchicalMoE`: two a level, where the gate lets one choose.
+    return (topK as readonly number[] | undefined)?.[i] ?? (fixed ? own : Math.min(2, experts));
+  };
+  const first = level(gate, groups, 0);
+  return [
+    { type: gate, numExperts: groups, topK: first, count: 1, perRow: 1 },
+    { type: secondaryGate, numExperts: perGroup, topK: level(secondaryGate, perGroup, 1), count: groups, perRow: first },
+  ];
+}
+
+/** E of a mixture, of all groups. */
+export function totalExperts({ numExperts }: MoeMiddle): number {
+  return typeof numExperts === "number" ? numExperts : numExperts[0] * numExperts[1];
+}
+
+/** Experts a row uses in all; on average where the gate deals rows to experts. */
+export function expertsPerRow(middle: MoeMiddle): number {
+  return gateLevels(middle).reduce((product, { topK }) => product * topK, 1);
+}
+
+/** Hidden widths of one expert. */
+export function expertWidths({ expertHiddenSize }: MoeMiddle, hiddenSize: number): readonly number[] {
+  if (expertHiddenSize === undefined) return [2 * hiddenSize];
+  return typeof expertHiddenSize === "number" ? [expertHiddenSize] : expertHiddenSize;
+}
+
+/** Scalars in the matrices and in the biases of one feed-forward expert. swiglu has a second matrix before each hidden layer. */
+export function expertSize(
+  widths: readonly number[],
+  hiddenSize: number,
+  { activation, bias }: Pick<MoeMiddle, "activation" | "bias">,
+): { weights: number; biases: number } {
+  const inputs = [hiddenSize, ...widths.slice(0, -1)];
+  const hidden = widths.reduce((sum, width, i) => sum + inputs[i]! * width, 0);
+  const weights = hidden * (activation === "swiglu" ? 2 : 1) + widths.at(-1)! * hiddenSize;
+  return { weights, biases: bias ? widths.reduce((sum, width) => sum + width, hiddenSize) : 0 };
+}
+
+/** Multiply-adds of a forward pass per token, without the softmax, and parameters without embedding and softmax (Tables 7 and 8). */
+export function computeCost(config: LanguageModelConfig): { opsPerTimestep: number; parameters: number } {
+  const { hiddenSize: D, lstmSize: H, middle } = config;
+  const projected = H === D ? 0 : H * D;
+  const oneLstm = 2 * D * 4 * H + projected;
+  const layers = 2 + (middle.kind === "lstm" ? middle.layers : 0);
+  let ops = layers * oneLstm;
+  let parameters = layers * oneLstm;
+  if (middle.kind === "dense") {
+    const widths = [D, ...middle.hiddenSizes, D];
+    const size = widths.slice(1).reduce((sum, width, i) => sum + widths[i]! * width, 0);
+    ops += size;
+    parameters += size;
+  } else if (middle.kind === "moe") {
+    const widths = expertWidths(middle, D);
+    const expert = expertSize(widths, D, middle);
+    ops += expertsPerRow(middle) * expert.weights;
+    parameters += totalExperts(middle) * (expert.weights + expert.biases);
+    if (middle.sharedExperts) {
+      const shared = expertSize(
+        widths.map((width) => width * middle.sharedExperts!),
+        D,
+        middle,
+      );
+      ops += shared.weights;
+      parameters += shared.weights + shared.biases;
+    }
+    for (const { type, numExperts, count, perRow } of gateLevels(middle)) {
+      // W_g, and W_noise where there is noise, for every expert that the gate chooses from: D·a + k·D·b each for a groups of b, of which a row goes to k.
+      const matrices = nameOf(type) === "noisy-top-k" ? 2 : 1;
+      ops += perRow * matrices * D * numExperts;
+      parameters += count * (matrices * D * numExperts + (nameOf(type) === "strictly-balanced" ? numExperts : 0));
+    }
+  }
+  return { opsPerTimestep: ops, parameters };
+}
+
+/** The name in a gate's configuration. */
+export function nameOf(gate: GateConfig): (GateConfig & object)["type"] {
+  return typeof gate === "string" ? gate : gate.type;
+}
