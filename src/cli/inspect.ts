@@ -5,10 +5,10 @@ import { join } from "node:path";
 import { computeCost, expertsPerRow } from "../models/cost.js";
 import { balanceStatistics } from "../moe/statistics.js";
 import { defaultBackend } from "../tensor/default-backend.js";
+import { writeFileAtomic } from "../train/atomic.js";
 import { BALANCE_COLUMNS, balanceHistory, evenly, renderBalance } from "../train/balance-report.js";
 import { effectiveMoe } from "../train/moe-config.js";
 import { readMetrics } from "../train/metrics.js";
-import { writePage } from "../train/page.js";
 import { planRun } from "../train/plan.js";
 import { loadModel, openCheckpoint, runFolder } from "../train/restore.js";
 import { openBackend } from "./backend.js";
@@ -66,7 +66,7 @@ export async function inspectCommand(run: string, options: Record<string, unknow
   if (typeof file === "string") {
     const title = `Balance of ${config.model}${E > 0 ? `, gate ${config.gate}` : ""}`;
     const command = `sparsegate inspect ${run} --html ${file}`;
-    await writePage(file, await renderBalance({ title, command, createdAt: new Date().toISOString(), facts, history }));
+    writeFileAtomic(file, await renderBalance({ title, command, createdAt: new Date().toISOString(), facts, history }));
     process.stderr.write(`Page with figures: ${file}\n`);
   }
   defaultBackend().dispose();

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** The command line: `sparsegate train | eval | generate | inspect | doctor | demo`. Results go to stdout, progress to stderr. */
+/** The command line: `sparsegate train | eval | generate | inspect | reproduce | doctor | demo`. Results go to stdout, progress to stderr. */
 
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError } from "commander";
@@ -75,6 +75,17 @@ function program(): Command {
     .option("--html <file>", "write a page with figures: load of each expert, and balance, over training")
     .option("--json", "print as JSON")
     .action(async (run: string, options: Record<string, unknown>) => (await import("./inspect.js")).inspectCommand(run, options));
+  root
+    .command("reproduce <table>")
+    .description("train the rows of a table of the paper in kind, and report them beside its figures: table-6 (balance losses)")
+    .option("--data <file>", "text, plain or .gz, a sentence a line; default: TypeScript's messages in 14 languages")
+    .option("--output-dir <dir>", "where rows and report go (runs/<table>); rows that are there already go on, or are done")
+    .option("--overwrite", "train all rows anew")
+    .option("--max-steps <n>", "training steps a row", wholeNumber)
+    .option("--seed <n>", "seed of everything random", wholeNumber, 0)
+    .option("--no-progress", "no live progress")
+    .option("--json", "print the results as JSON")
+    .action(async (table: string, options: Record<string, unknown>) => (await import("./reproduce.js")).reproduceCommand(table, options));
   root
     .command("doctor")
     .description("what this machine offers, how fast it is, and what would make it faster")

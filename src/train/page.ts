@@ -1,8 +1,5 @@
-/** What the HTML pages of reports are made of: templates that escape, the style they share, figures with captions, and writing a page whole. */
+/** What the HTML pages of reports are made of: templates that escape, the style they share, and figures with captions. */
 
-import { mkdir, rename, writeFile } from "node:fs/promises";
-import { dirname } from "node:path";
-import { fileError } from "./atomic.js";
 import { printable } from "./figures.js";
 
 /** A page that refers to nothing outside itself. @param body what stands in its main part */
@@ -23,18 +20,6 @@ export function page(title: string, body: Html): string {
       </body>
     </html>
 `.text;
-}
-
-/** Writes a page to `path` (beside it first, then renamed, so that no half page is ever there) and makes its folder. @throws FileError */
-export async function writePage(path: string, text: string): Promise<void> {
-  const beside = `${path}.${process.pid}.tmp`;
-  try {
-    await mkdir(dirname(path), { recursive: true });
-    await writeFile(beside, text, "utf8");
-    await rename(beside, path);
-  } catch (error) {
-    throw fileError("report", path, "write", error);
-  }
 }
 
 /** The line below a title: what made the page, and when. @param createdAt ISO 8601 */

@@ -1,7 +1,8 @@
 /** The demo's report: one self-contained HTML page with what was run, what came out, and what the experts learned. */
 
+import { writeFileAtomic } from "./atomic.js";
 import { compact, drawFigures, isMoe, percent, runStyles } from "./figures.js";
-import { figure, fixed, html, origin, page, plural, raw, writePage, type Html } from "./page.js";
+import { figure, fixed, html, origin, page, plural, raw, type Html } from "./page.js";
 
 /** One trained model of the demo. */
 export interface ReportRun {
@@ -59,7 +60,7 @@ export interface DemoReport {
 
 /** Writes the report to `path`, whole, and makes its folder. */
 export async function writeReport(path: string, data: DemoReport): Promise<void> {
-  await writePage(path, await renderReport(data));
+  writeFileAtomic(path, await renderReport(data));
 }
 
 /** The report as the text of an HTML page that refers to nothing outside itself. */
