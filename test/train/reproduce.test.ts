@@ -1,0 +1,163 @@
+/** What a reproduced table claims: the paper's own figures bear it out, and figures that do not are said not to. */
+
+import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { parseHTML } from "linkedom";
+import { afterAll, describe, expect, test } from "vitest";
+import { defaultBackend } from "#sparsegate/tensor/default-backend.js";
+import { checkConfig } from "#sparsegate/train/config.js";
+import { trainingBalance } from "#sparsegate/train/reproduce/balance.js";
+import { reproductionText, tokenised } from "#sparsegate/train/reproduce/corpus.js";
+import { TABLES } from "#sparsegate/train/reproduce/index.js";
+import { claimsOf, comparison, renderReproduction } from "#sparsegate/train/reproduce/report.js";
+import type { DoneRow } from "#sparsegate/train/reproduce/run.js";
+import type { Figures } from "#sparsegate/train/reproduce/table.js";
+import { makeDatasets, modelConfig } from "#sparsegate/train/setup.js";
+import { trainOn } from "#sparsegate/train/trainer.js";
+import { BatchStream } from "#sparsegate/text/batches.js";
+import { batchTensors } from "#sparsegate/train/evaluate.js";
+import { loadMessages } from "#sparsegate/text/messages.js";
+import { sentences } from "../cli/helpers.js";
+
+afterAll(() => defaultBackend().dispose());
+
+const table = TABLES.get("table-6")!;
+/** Rows that came out as the paper's did, but for what `change` does to a row's figures. */
+const done = (change: (figures: Figures, key: string) => Figures = (figures) => figures): DoneRow[] =>
+  table.rows.map((row) => ({
+    row,
+    figures: change({ ...row.paper, testMaxOverMeanLoad: 1.5 }, row.key),
+    history: [1, 2, 3].map((step) => ({
+      step,
+      cvImportance: 1 / step,
+      cvLoad: null,
+      maxOverMeanLoad: step,
+      entropy: 1,
+      entropyOf: "kept" as const,
+      droppedFraction: 0,
+      unroutedFraction: 0,
+      unused: 0,
+      load: [1, 2],
+    })),
+  }));
+const holds = (rows: DoneRow[]): boolean[] => claimsOf({ table, done: rows }).map((claim) => claim.holds);
+
+describe("table 6", () => {
+  test("has the paper's six rows and figures (Shazeer et al. 2017, App. A)", () => {
+    expect(table.rows.map(({ changes, paper }) => [...Object.values(changes), ...Object.values(paper)])).toEqual([
+      [0, 0, 39.8, 3.04, 3.01, 17.8],
+      [0.2, 0, 35.6, 0.06, 0.17, 1.47],
+      [0, 0.2, 35.7, 0.22, 0.04, 1.15],
+      [0.1, 0.1, 35.6, 0.06, 0.05, 1.14],
+      [0.01, 0.01, 35.7, 0.48, 0.11, 1.37],
+      [1, 1, 35.7, 0.03, 0.02, 1.07],
+    ]);
+    const configs = table.rows.map(({ changes }) => checkConfig({ train: "x", ...table.config, ...changes }, "the test"));
+    // Equal tokens, order and seeds: nothing but the two weights differs.
+    const rest = configs.map(({ importance_weight: _, load_weight: __, ...others }) => JSON.stringify(others));
+    expect(new Set(rest).size).toBe(1);
+    for (const [i, config] of configs.entries()) {
+      expect(modelConfig(config, 100).middle).toMatchObject({
+        importanceWeight: table.rows[i]!.changes["importance_weight"],
+        loadWeight: table.rows[i]!.changes["load_weight"],
+      });
+    }
+  });
+
+  test("claims what the paper's own figures show", () => {
+    expect(holds(done())).toEqual([true, true, true, true]);
+  });
+
+  test("says of each claim that it does not hold where the figures are against it", () => {
+    const without = "importance-0-load-0";
+    const one = "importance-1-load-1";
+    const set = (key: string, name: string, value: number) => (figures: Figures, at: string) =>
+      at === key ? { ...figures, [name]: value } : figures;
+    expect(holds(done(set(without, "cvImportance", 0.9)))).toEqual([false, true, true, true]);
+    expect(holds(done(set(without, "cvLoad", 0.9)))).toEqual([true, false, true, true]);
+    expect(holds(done(set(one, "perplexity", 40)))).toEqual([true, true, false, true]);
+    expect(holds(done(set(one, "maxOverMeanLoad", 2)))).toEqual([true, true, true, false]);
+    expect(holds(done(set(one, "perplexity", NaN)))).toEqual([true, true, false, true]);
+    // Half a table claims nothing.
+    expect(claimsOf({ table, done: done().slice(1) })).toEqual([]);
+    expect(claimsOf({ table, done: done().slice(0, 1) })).toEqual([]);
+  });
+
+  test("is shown with our figures beside the paper's, where it has some", () => {
+    const { head, rows } = comparison({ table, done: done().slice(0, 1) });
+    expect(head.slice(0, 4)).toEqual(["w_importance", "w_load", "test perplexity", "(paper)"]);
+    expect(head.slice(-1)).toEqual(["max/mean in the test"]);
+    expect(rows).toEqual([["0", "0", "39.80", "39.8", "3.04", "3.04", "3.01", "3.01", "17.80", "17.8", "1.50"]]);
+  });
+
+  test("is a page with every row, two figures, and nothing from outside; text is escaped", async () => {
+    const text = `lines of </style><script>alert(1)</script>`;
+    const common = {
+      table,
+      text,
+      trainTokens: 1000,
+      testTokens: 50,
+      command: "sparsegate reproduce table-6",
+      machine: "a CPU",
+      createdAt: "2026-01-02T03:04:05Z",
+    };
+    const page = await renderReproduction({ ...common, done: done() });
+    expect(page.replaceAll("http://www.w3.org/", "")).not.toMatch(
+      /https?:|<script|<link|<img|url\((?!#)|@import|src=|NaN|undefined/i,
+    );
+    const { document } = parseHTML(page);
+    expect(document.querySelectorAll("tbody tr")).toHaveLength(6);
+    expect(document.querySelectorAll("svg")).toHaveLength(2);
+    expect(document.querySelectorAll("svg")[0]!.querySelectorAll('[aria-label="line"] path')).toHaveLength(6);
+    expect([...document.querySelectorAll("li b")].map((b) => b.textContent)).toEqual(["Holds:", "Holds:", "Holds:", "Holds:"]);
+    // Interrupted after a row.
+    const part = await renderReproduction({ ...common, done: done().slice(0, 1) });
+    expect(parseHTML(part).document.querySelectorAll("tbody tr")).toHaveLength(1);
+  });
+});
+
+describe("the text of a reproduction", () => {
+  test("is the messages without a file: no translation of a test message is trained on", () => {
+    const { train, test: kept } = reproductionText(undefined, 0);
+    expect(train.length + kept.length).toBe(loadMessages().length);
+    expect(kept.length / (train.length + kept.length)).toBeCloseTo(0.05, 1);
+  });
+
+  test("is a twentieth of a file's lines for testing, the same for the same seed, and needs some", () => {
+    const readme = fileURLToPath(new URL("../../CHANGELOG.md", import.meta.url));
+    const lines = readFileSync(readme, "utf8").split("\n").length - 1;
+    const one = reproductionText(readme, 0);
+    expect(one.train.length + one.test.length).toBe(lines);
+    expect(reproductionText(readme, 0)).toEqual(one);
+    const { train, test: held } = tokenised(one, 300);
+    expect(train.sentences).toBeGreaterThan(held!.sentences);
+    expect(() => reproductionText(fileURLToPath(new URL("../tsconfig.json", import.meta.url)), 5)).toThrow(
+      /^--data: expected some hundred lines/,
+    );
+  });
+});
+
+test("trainingBalance sums importance and smooth load over batches, with the noise of training, and leaves the model as it is", async () => {
+  const settings = checkConfig(
+    { train: "x", tokenizer: "words", model: "MoE-8", hidden_size: 8, batch_size: 4, time_steps: 6, max_steps: 30, dropout: 0 },
+    "the test",
+  );
+  const datasets = makeDatasets(settings, { train: sentences(100) });
+  const { model } = await trainOn(settings, datasets, { ephemeral: true });
+  const before = [...model.namedState().values()].map((t) => [...t.dataSync()]);
+  const used = defaultBackend().memory().used;
+  const found = trainingBalance(model, datasets, settings, 1);
+  expect(trainingBalance(model, datasets, settings, 1)).toEqual(found);
+  expect(defaultBackend().memory().used).toBe(used);
+  expect([...model.namedState().values()].map((t) => [...t.dataSync()])).toEqual(before);
+  // One batch by hand.
+  const batch = new BatchStream(datasets.train, { batchSize: 4, timeSteps: 6, mode: "sentences", seed: 1 }).next();
+  const { inputs, resets } = batchTensors(batch);
+  const { moe } = model.hidden(inputs, { training: true, seed: 1, step: 0, firstRow: 0 }, undefined, resets);
+  const load = Array.from(moe!.load.dataSync());
+  expect(load.some((x) => !Number.isInteger(x))).toBe(true);
+  expect(found.maxOverMeanLoad).toBeCloseTo((Math.max(...load) * 8) / load.reduce((a, b) => a + b, 0), 5);
+  // More batches even out what one has by chance.
+  expect(trainingBalance(model, datasets, settings, 30).cvLoad).toBeLessThan(found.cvLoad);
+  model.dispose();
+});
