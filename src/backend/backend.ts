@@ -52,6 +52,9 @@ export const NO_NOISE = 1e-30;
 /** Φ is 0 or 1 in float64 beyond so many standard deviations. */
 export const MAX_DEVIATIONS = 100;
 
+/** What is done to each part of a product while it is in the cache: max(y, 0), or 0 where `mask` (of the shape of y) is not above 0: relu and its gradient. */
+export type Epilogue = "relu" | { mask: Buf };
+
 /** Memory of a backend, in bytes. */
 export interface MemoryUse {
   /** Bytes in live buffers. */
@@ -135,7 +138,7 @@ export interface Backend {
    * For each group e: rows offsets[e]..offsets[e+1] of y = those rows of x times w[e] (or w[e]ᵀ).
    * x M×p, y M×q, w groups×p×q (transW: groups×q×p). Rows of y beyond offsets[groups], of m in all, become zero.
    */
-  groupedGemm(offsets_E1: Buf, groups: number, m: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number): void;
+  groupedGemm(offsets_E1: Buf, groups: number, m: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number, then?: Epilogue): void;
   /**
    * dw[e] (p×q) = x[rows of e]ᵀ · dy[rows of e]; groups without rows are not touched, and touched[e] = e or -1
    * where there are none. With `accumulate`, adds where touched[e] was ≥ 0 before, writes where it was -1.

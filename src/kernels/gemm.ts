@@ -350,3 +350,32 @@ export function gemm(transA: i32, transB: i32, m: i32, n: i32, k: i32, alpha: f3
     }
   }
 }
+
+/** C = max(C, 0) for a block of m x n, rows `ldc` numbers apart: what follows a product while it is in the cache. NaN stays NaN. */
+export function reluBlock(c: usize, ldc: i32, m: i32, n: i32): void {
+  const zero = f32x4.splat(0);
+  for (let i = 0; i < m; i++, c += (<usize>ldc) << 2) {
+    let j = 0;
+    for (; j <= n - 4; j += 4) v128.store(c + ((<usize>j) << 2), f32x4.max(v128.load(c + ((<usize>j) << 2)), zero));
+    for (; j < n; j++) {
+      const at = c + ((<usize>j) << 2);
+      store<f32>(at, max<f32>(load<f32>(at), 0));
+    }
+  }
+}
+
+/** C = 0 where the block at `mask`, laid out as C, is not above 0: the gradient of relu. */
+export function maskBlock(c: usize, mask: usize, ldc: i32, m: i32, n: i32): void {
+  const zero = f32x4.splat(0);
+  for (let i = 0; i < m; i++, c += (<usize>ldc) << 2, mask += (<usize>ldc) << 2) {
+    let j = 0;
+    for (; j <= n - 4; j += 4) {
+      const at = (<usize>j) << 2;
+      v128.store(c + at, v128.and(v128.load(c + at), f32x4.gt(v128.load(mask + at), zero)));
+    }
+    for (; j < n; j++) {
+      const at = (<usize>j) << 2;
+      if (!(load<f32>(mask + at) > 0)) store<f32>(c + at, 0);
+    }
+  }
+}

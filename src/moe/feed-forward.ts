@@ -5,7 +5,7 @@ import { ConfigError, expectation } from "../core/errors.js";
 import { streamId } from "../core/random.js";
 import { Module, parameter, type RunContext } from "../nn/module.js";
 import { gelu, mul, relu, silu } from "../tensor/ops/elementwise.js";
-import { groupedBias, groupedMatmul } from "../tensor/ops/products.js";
+import { groupedBias, groupedFeedForward, groupedMatmul } from "../tensor/ops/products.js";
 import { dropoutRows } from "../tensor/ops/random.js";
 import { recompute } from "../tensor/tape.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -102,6 +102,7 @@ export class FeedForwardExperts extends Module implements Experts {
   }
 
   #compute(x_MD: Tensor, offsets: Tensor, { seed, step, firstRow }: RunContext, ids: Tensor | undefined): Tensor {
+    if (this.activation === "relu" && !this.inputBias && this.hiddenWeights.length === 0 && !ids) return groupedFeedForward(x_MD, this.inputWeight, this.outputWeight, offsets);
     const layers: Layer[] = [
       { weight: this.inputWeight, bias: this.inputBias, gateWeight: this.gateWeight },
       ...this.hiddenWeights.map((weight, i) => ({ weight, bias: this.hiddenBiases[i], gateWeight: this.hiddenGateWeights[i] })),

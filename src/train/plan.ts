@@ -125,8 +125,14 @@ function moeScalars(middle: MoeMiddle, D: number, N: number): number {
 
 /** Scalars of a row's hidden activations in one expert: products, biases added, activations (swiglu: two products, and their product), dropped. */
 function hiddenScalars({ activation, bias, expertDropout }: MoeMiddle, widths: readonly number[]): number {
+  if (isOneOperation({ activation, bias, expertDropout }, widths)) return widths[0]!;
   const each = (activation === "swiglu" ? 4 : 2) + (bias ? 1 : 0) + (expertDropout ? 1 : 0);
   return each * widths.reduce((sum, width) => sum + width, 0);
+}
+
+/** Whether an expert is the paper's: one operation (`groupedFeedForward`), which keeps only what is left after ReLU. */
+function isOneOperation({ activation, bias, expertDropout }: Pick<MoeMiddle, "activation" | "bias" | "expertDropout">, widths: readonly number[]): boolean {
+  return (activation === undefined || activation === "relu") && !bias && !expertDropout && widths.length === 1;
 }
 
 /** What a gate leaves of `rows` rows: matrices rows × E, and the choices. @param pairs rows × groups, of the layer: what randomness is drawn for */
@@ -159,7 +165,7 @@ function expertsWayBack(middle: MoeMiddle, D: number, N: number): number {
   const again = middle.recompute ? hiddenScalars(middle, widths) + D : 0;
   const F = Math.max(...widths);
   // Of a hidden layer before and after its activation; swiglu's product has two factors.
-  const gradients = Math.max((middle.activation === "swiglu" ? 3 : 2) * F, F + D);
+  const gradients = isOneOperation(middle, widths) ? F + 2 * D : Math.max((middle.activation === "swiglu" ? 3 : 2) * F, F + D);
   return M * (gradients + again) + 2 * N * D;
 }
 

@@ -145,6 +145,16 @@ check(
   },
 );
 check(
+  "groupedFeedForward",
+  "with empty groups, and a row of none",
+  [
+    [6, 3],
+    [4, 3, 5],
+    [4, 5, 2],
+  ],
+  (x, w1, w2) => sg.groupedFeedForward(x, w1, w2, ints([0, 2, 2, 5, 5], [5])),
+);
+check(
   "groupedMatmul groupedBias",
   "weights that are no leaves",
   [

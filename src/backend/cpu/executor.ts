@@ -4,7 +4,10 @@ import type { Cblas } from "./cblas.js";
 import type { Kernels } from "./wasm.js";
 
 /** Numbers that describe one product in the list of a job: see `Executor.products`. */
-export const ITEM_SIZE = 13;
+export const ITEM_SIZE = 15;
+
+/** Epilogues of a product, as the list names them. */
+export const EPILOGUE = { none: 0, relu: 1, mask: 2 } as const;
 
 export class Executor {
   readonly #kernels: Kernels;
@@ -28,13 +31,15 @@ export class Executor {
     this.#functions[id]!(begin, end, ...args);
   }
 
-  /** Products begin..end of the list: each transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc. */
+  /** Products begin..end of the list: each transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, epilogue, its mask (in the place of c, rows as far apart). */
   products(begin: number, end: number): void {
     const items = this.#items;
     for (let i = begin; i < end; i++) {
       const at = i * ITEM_SIZE;
       this.gemm(items[at] !== 0, items[at + 1] !== 0, items[at + 2]!, items[at + 3]!, items[at + 4]!, items[at + 5]!, items[at + 6]!, items[at + 7]!,
         items[at + 8]!, items[at + 9]!, items[at + 10]!, items[at + 11]!, items[at + 12]!);
+      if (items[at + 13] === EPILOGUE.relu) this.#kernels["reluBlock"]!(items[at + 11]!, items[at + 12]!, items[at + 2]!, items[at + 3]!);
+      else if (items[at + 13] === EPILOGUE.mask) this.#kernels["maskBlock"]!(items[at + 11]!, items[at + 14]!, items[at + 12]!, items[at + 2]!, items[at + 3]!);
     }
   }
 

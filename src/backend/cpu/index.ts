@@ -5,10 +5,10 @@
 
 import { availableParallelism } from "node:os";
 import { ConfigError, TensorError } from "../../core/errors.js";
-import { BINARY_OPS, UNARY_OPS, type AdamSettings, type Backend, type BinaryOp, type Buf, type DType, type MemoryUse, type RandomKey, type Spread, type UnaryOp } from "../backend.js";
+import { BINARY_OPS, UNARY_OPS, type AdamSettings, type Backend, type BinaryOp, type Buf, type DType, type Epilogue, type MemoryUse, type RandomKey, type Spread, type UnaryOp } from "../backend.js";
 import { findCblas, type CblasSearch } from "./cblas.js";
 import { Control, MAX_THREADS } from "./control.js";
-import { Executor } from "./executor.js";
+import { EPILOGUE, Executor } from "./executor.js";
 import { CpuMemory, ptr } from "./memory.js";
 import { Pool, type WorkerSetup } from "./pool.js";
 import { ProductList } from "./products.js";
@@ -216,14 +216,16 @@ export class CpuBackend implements Backend {
     }
     this.#list.flush();
   }
-  groupedGemm(offsets: Buf, groups: number, m: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number): void {
+  groupedGemm(offsets: Buf, groups: number, m: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number, then?: Epilogue): void {
     const at = this.#memory.view(offsets);
+    const epilogue = then === undefined ? EPILOGUE.none : then === "relu" ? EPILOGUE.relu : EPILOGUE.mask;
+    const mask = typeof then === "object" ? ptr(then.mask) : 0;
     const used = at[groups]!;
     for (let e = 0; e < groups; e++) {
       const first = at[e]!;
       const rows = at[e + 1]! - first;
       const pieces = this.#list.pieces(rows * p * q, used * p * q);
-      this.#list.addCut(pieces, false, transW, rows, q, p, 1, ptr(x) + 4 * first * p, p, ptr(w) + 4 * e * p * q, transW ? p : q, 0, ptr(y) + 4 * first * q, q);
+      this.#list.addCut(pieces, false, transW, rows, q, p, 1, ptr(x) + 4 * first * p, p, ptr(w) + 4 * e * p * q, transW ? p : q, 0, ptr(y) + 4 * first * q, q, epilogue, mask + 4 * first * q);
     }
     this.#list.flush();
     if (used < m) this.fill(y.at(used * q), 0, (m - used) * q);

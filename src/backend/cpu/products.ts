@@ -24,8 +24,8 @@ export class ProductList {
     readonly items: Float64Array,
   ) {}
 
-  /** Adds a product, in one piece. */
-  add(transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number, a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
+  /** Adds a product, in one piece. @param epilogue see EPILOGUE; @param mask where it reads, beside c */
+  add(transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number, a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number, epilogue = 0, mask = 0): void {
     if (m === 0 || n === 0) return;
     if (this.#count === MAX_ITEMS) this.flush();
     const cost = m * n * k;
@@ -45,19 +45,21 @@ export class ProductList {
     items[at + 10] = beta;
     items[at + 11] = c;
     items[at + 12] = ldc;
+    items[at + 13] = epilogue;
+    items[at + 14] = mask;
     this.#work += cost;
     this.#most = Math.max(this.#most, cost);
   }
 
   /** Adds a product cut along the longer side of C into at most `pieces`. */
-  addCut(pieces: number, transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number, a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
+  addCut(pieces: number, transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number, a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number, epilogue = 0, mask = 0): void {
     const byRows = m >= n;
     const side = byRows ? m : n;
     const size = pieces <= 1 ? side : Math.max(TILE, Math.ceil(side / pieces / TILE) * TILE);
     for (let from = 0; from < side; from += size) {
       const part = Math.min(size, side - from);
-      if (byRows) this.add(transA, transB, part, n, k, alpha, a + 4 * from * (transA ? 1 : lda), lda, b, ldb, beta, c + 4 * from * ldc, ldc);
-      else this.add(transA, transB, m, part, k, alpha, a, lda, b + 4 * from * (transB ? ldb : 1), ldb, beta, c + 4 * from, ldc);
+      if (byRows) this.add(transA, transB, part, n, k, alpha, a + 4 * from * (transA ? 1 : lda), lda, b, ldb, beta, c + 4 * from * ldc, ldc, epilogue, mask + 4 * from * ldc);
+      else this.add(transA, transB, m, part, k, alpha, a, lda, b + 4 * from * (transB ? ldb : 1), ldb, beta, c + 4 * from, ldc, epilogue, mask + 4 * from);
     }
   }
 

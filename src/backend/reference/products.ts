@@ -1,6 +1,6 @@
 /** Matrix products as triple loops in float64. */
 
-import type { Buf } from "../backend.js";
+import type { Buf, Epilogue } from "../backend.js";
 import { floats, ints } from "./memory.js";
 
 /** C = alpha·op(A)·op(B) + beta·C. */
@@ -17,13 +17,16 @@ export function gemm(transA: boolean, transB: boolean, m: number, n: number, k: 
 }
 
 /** Group by group: y = x·w[e] or x·w[e]ᵀ; zeros after the last group. */
-export function groupedGemm(offsets: Buf, groups: number, m: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number): void {
+export function groupedGemm(offsets: Buf, groups: number, m: number, x: Buf, w: Buf, transW: boolean, y: Buf, p: number, q: number, then?: Epilogue): void {
   const at = ints(offsets);
   for (let e = 0; e < groups; e++) {
     const rows = at[e + 1]! - at[e]!;
     if (rows > 0) gemm(false, transW, rows, q, p, 1, x.at(at[e]! * p), p, w.at(e * p * q), transW ? p : q, 0, y.at(at[e]! * q), q);
   }
-  floats(y).fill(0, at[groups]! * q, m * q);
+  const used = at[groups]! * q;
+  if (then === "relu") for (let i = 0; i < used; i++) floats(y)[i] = Math.max(floats(y)[i]!, 0);
+  else if (then) for (let i = 0; i < used; i++) if (!(floats(then.mask)[i]! > 0)) floats(y)[i] = 0;
+  floats(y).fill(0, used, m * q);
 }
 
 /** Group by group: dw[e] = xᵀ·dy. */

@@ -99,6 +99,44 @@ export function groupedMatmul(x: Tensor, w: Tensor, offsets: Tensor): Tensor {
   });
 }
 
+/**
+ * relu(x[r]·w1[e])·w2[e] for the rows r of group e: the paper's expert (Shazeer et al. 2017, App. C) as one operation, so that the activations are cut off
+ * while they are in the cache, and only they are kept for the gradient. Groups without rows cost nothing, as in `groupedMatmul`.
+ * @param x (M, D) grouped rows; @param w1 (E, D, F); @param w2 (E, F, D2); @param offsets int32 (E+1)
+ */
+export function groupedFeedForward(x: Tensor, w1: Tensor, w2: Tensor, offsets: Tensor): Tensor {
+  checkOperands("groupedFeedForward", "float32", x, w1, w2);
+  checkOperands("groupedFeedForward", "int32", offsets);
+  const [m, d] = x.shape as [number, number];
+  const [groups, inner, f] = w1.shape as [number, number, number];
+  const [groups2, f2, out] = w2.shape as [number, number, number];
+  if (x.rank !== 2 || w1.rank !== 3 || w2.rank !== 3 || inner !== d || groups2 !== groups || f2 !== f || offsets.size !== groups + 1) {
+    const shapes = [x, w1, w2, offsets].map(({ shape }) => `[${shape.join(", ")}]`).join(", ");
+    throw new TensorError(`groupedFeedForward: expected x (M, D), w1 (E, D, F), w2 (E, F, D2), offsets (E+1), got ${shapes}.`);
+  }
+  const backend = x.backend;
+  const hidden = empty([m, f], "float32", backend);
+  const y = empty([m, out], "float32", backend);
+  backend.groupedGemm(offsets.buffer, groups, m, x.buffer, w1.buffer, false, hidden.buffer, d, f, "relu");
+  backend.groupedGemm(offsets.buffer, groups, m, hidden.buffer, w2.buffer, false, y.buffer, f, out);
+  return record("groupedFeedForward", y, [x, w1, w2], (dy, needs) => {
+    const weights = (left: Tensor, right: Tensor, w: Tensor, rows: number, cols: number): InputGradient => {
+      const dw = empty(w.shape, "float32", backend);
+      const touched = empty([groups], "int32", backend);
+      backend.groupedGemmWeight(offsets.buffer, groups, left.buffer, right.buffer, dw.buffer, touched.buffer, rows, cols, false);
+      return { value: dw, rows: touched };
+    };
+    const dHidden = empty([m, f], "float32", backend);
+    backend.groupedGemm(offsets.buffer, groups, m, dy.buffer, w2.buffer, true, dHidden.buffer, out, f, { mask: hidden.buffer });
+    let dx: Tensor | undefined;
+    if (needs[0]) {
+      dx = empty([m, d], "float32", backend);
+      backend.groupedGemm(offsets.buffer, groups, m, dHidden.buffer, w1.buffer, true, dx.buffer, f, d);
+    }
+    return [dx, needs[1] ? weights(x, dHidden, w1, d, f) : undefined, needs[2] ? weights(hidden, dy, w2, f, out) : undefined];
+  });
+}
+
 /** x[r] + bias[e] for the rows of group e. The gradient of `bias` is by rows, as that of `groupedMatmul`'s w. @param bias (E, width) */
 export function groupedBias(x: Tensor, bias: Tensor, offsets: Tensor): Tensor {
   checkOperands("groupedBias", "float32", x, bias);
