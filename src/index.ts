@@ -34,3 +34,7 @@ export { clipScale, globalNorm } from "./optim/clip.js";
 export { FeedForward, LanguageModel, type LanguageModelConfig, type LanguageModelOutput, type MiddleConfig, type MoeMiddle } from "./models/language-model.js";
 export { computeCost } from "./models/cost.js";
 export { presetMiddle, PRESET_NAMES, type PresetOptions } from "./models/presets.js";
+export { corpusBleu, sentenceBleu, multiBleu, formatBleu, type BleuOptions, type BleuScore, type BleuSmoothing } from "./text/bleu.js";
+export type { BleuTokenization } from "./text/bleu-tokens.js";
+export { corpusChrf, sentenceChrf, formatChrf, type ChrfOptions, type ChrfScore } from "./text/chrf.js";
+export type { References } from "./text/score.js";
