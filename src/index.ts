@@ -38,3 +38,6 @@ export { corpusBleu, sentenceBleu, multiBleu, formatBleu, type BleuOptions, type
 export type { BleuTokenization } from "./text/bleu-tokens.js";
 export { corpusChrf, sentenceChrf, formatChrf, type ChrfOptions, type ChrfScore } from "./text/chrf.js";
 export type { References } from "./text/score.js";
+export { readParallel, readParallelFiles, languageToken, type EmptyPairs, type ParallelCorpus, type ParallelFiles, type ParallelOptions, type ParallelTable, type TableFormat } from "./text/parallel.js";
+export { PAPER_LANGUAGES, countPlaceholders, messagePairs, placeholders, type PlaceholderCount } from "./text/message-pairs.js";
+export { loadMessages, splitMessages, type Message, type MessageSplit } from "./text/messages.js";

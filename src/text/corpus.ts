@@ -36,17 +36,21 @@ function startOf(bytes: Uint8Array): number {
   return bytes[0] === 0xef && bytes[1] === 0xbb && bytes[2] === 0xbf ? 3 : 0;
 }
 
-function readBytes(path: string): Uint8Array {
-  let bytes: Uint8Array;
+/** The bytes of a file. @param kind what it should be, as messages name it @throws FileError when it is missing, a folder, unreadable or of 2 GiB or more */
+export function fileBytes(path: string, kind: string): Uint8Array {
   try {
-    bytes = readFileSync(path);
+    return readFileSync(path);
   } catch (cause) {
     const code = (cause as NodeJS.ErrnoException).code;
-    if (code === "ENOENT") throw new FileError(expectation(path, "a text file", "no such file", "Check the path."), { cause });
-    if (code === "EISDIR") throw new FileError(expectation(path, "a text file", "a folder", "Name a file inside it."), { cause });
-    if (code === "ERR_FS_FILE_TOO_LARGE") throw new FileError(expectation(path, "a text file of less than 2 GiB", "a longer one", "Train on a part of it."), { cause });
-    throw new FileError(expectation(path, "a readable text file", code ?? String(cause)), { cause });
+    if (code === "ENOENT") throw new FileError(expectation(path, `a ${kind}`, "no such file", "Check the path."), { cause });
+    if (code === "EISDIR") throw new FileError(expectation(path, `a ${kind}`, "a folder", "Name a file inside it."), { cause });
+    if (code === "ERR_FS_FILE_TOO_LARGE") throw new FileError(expectation(path, `a ${kind} of less than 2 GiB`, "a longer one", "Train on a part of it."), { cause });
+    throw new FileError(expectation(path, `a readable ${kind}`, code ?? String(cause)), { cause });
   }
+}
+
+function readBytes(path: string): Uint8Array {
+  const bytes = fileBytes(path, "text file");
   if (!path.endsWith(".gz")) return bytes;
   try {
     return gunzipSync(bytes);
