@@ -34,10 +34,39 @@ export { clipScale, globalNorm } from "./optim/clip.js";
 export { FeedForward, LanguageModel, type LanguageModelConfig, type LanguageModelOutput, type MiddleConfig, type MoeMiddle } from "./models/language-model.js";
 export { computeCost } from "./models/cost.js";
 export { presetMiddle, PRESET_NAMES, type PresetOptions } from "./models/presets.js";
-export { corpusBleu, sentenceBleu, multiBleu, formatBleu, type BleuOptions, type BleuScore, type BleuSmoothing } from "./text/bleu.js";
+export {
+  corpusBleu,
+  sentenceBleu,
+  multiBleu,
+  formatBleu,
+  type BleuOptions,
+  type BleuScore,
+  type BleuSmoothing,
+} from "./text/bleu.js";
 export type { BleuTokenization } from "./text/bleu-tokens.js";
 export { corpusChrf, sentenceChrf, formatChrf, type ChrfOptions, type ChrfScore } from "./text/chrf.js";
 export type { References } from "./text/score.js";
-export { readParallel, readParallelFiles, languageToken, type EmptyPairs, type ParallelCorpus, type ParallelFiles, type ParallelOptions, type ParallelTable, type TableFormat } from "./text/parallel.js";
+export {
+  readParallel,
+  readParallelFiles,
+  languageToken,
+  type EmptyPairs,
+  type ParallelCorpus,
+  type ParallelFiles,
+  type ParallelOptions,
+  type ParallelTable,
+  type TableFormat,
+} from "./text/parallel.js";
 export { PAPER_LANGUAGES, countPlaceholders, messagePairs, placeholders, type PlaceholderCount } from "./text/message-pairs.js";
 export { loadMessages, splitMessages, type Message, type MessageSplit } from "./text/messages.js";
+export { BpeTokenizer, trainBpe, type BpeOptions } from "./text/bpe.js";
+export type { Tokenizer } from "./text/tokenizer.js";
+export { PairDataset, tokenizePairs, type PairGroup, type PairOptions, type Sentences } from "./text/pair-dataset.js";
+export {
+  PairBatchStream,
+  inCorpusOrder,
+  pairEvaluationBatches,
+  type PairBatch,
+  type PairBatchOptions,
+  type PairBatchStreamState,
+} from "./text/pair-batches.js";

@@ -1,8 +1,8 @@
 /** Batches of a tokenised corpus: endless and resumable for training, each token exactly once for evaluation. */
 
 import { ConfigError, expectation } from "../core/errors.js";
-import { philox4x32, streamId } from "../core/random.js";
 import type { TokenDataset } from "./dataset.js";
+import { shuffled } from "./shuffle.js";
 
 /** Whether each sentence begins with no memory, or the corpus is read as one stream. */
 export type BatchMode = "sentences" | "continuous";
@@ -157,7 +157,7 @@ export class BatchStream {
         this.#epoch++;
         this.#order = undefined;
       }
-      this.#order ??= shuffled(this.#dataset.sentences, this.#options.seed, this.#epoch);
+      this.#order ??= shuffled(this.#dataset.sentences, this.#options.seed, "sentences", this.#epoch);
       enter(lane, this.#dataset, this.#order[this.#cursor++]);
     }
     fillFromLane(batch, index, lane, this.#dataset.tokens);
@@ -235,20 +235,6 @@ function emptyBatch({ batchSize, timeSteps }: BatchOptions, firstRow: number, eo
     tokens: 0,
     firstRow,
   };
-}
-
-/** The sentences in the order of an epoch (Fisher-Yates); a function of the seed and the epoch alone. */
-function shuffled(count: number, seed: number, epoch: number): Int32Array {
-  const order = Int32Array.from({ length: count }, (_, i) => i);
-  const stream = streamId("shuffle", "sentences");
-  const key = [seed >>> 0, Math.floor(seed / 2 ** 32) >>> 0] as const;
-  let words: readonly number[] = [];
-  for (let i = count - 1, drawn = 0; i > 0; i--, drawn++) {
-    if (drawn % 4 === 0) words = philox4x32([drawn / 4, 0, epoch >>> 0, stream], key);
-    const j = Math.floor((words[drawn % 4] / 2 ** 32) * (i + 1));
-    [order[i], order[j]] = [order[j], order[i]];
-  }
-  return order;
 }
 
 function checkOptions({ batchSize, timeSteps, mode }: BatchOptions): void {

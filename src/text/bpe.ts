@@ -137,6 +137,13 @@ export class BpeTokenizer implements Tokenizer {
     return new TextDecoder("utf-8", { ignoreBOM: true }).decode(this.#bytes(ids));
   }
 
+  /** The id of a special token, one of `specialTokens` in training. No text encodes to it. */
+  specialId(token: string): number {
+    for (const id of this.#special) if (this.#tokens[id] === token) return id;
+    const known = [...this.#special].map((id) => this.#tokens[id]);
+    throw new ConfigError(expectation("specialId", `${JSON.stringify(token)} among the special tokens`, known, "Name it in specialTokens when the vocabulary is trained."));
+  }
+
   /** The token's text; where it is only part of a character, its bytes, as `<e3><81>`. */
   tokenText(id: number): string {
     if (this.#special.has(id)) return this.#tokens[id];
@@ -219,21 +226,40 @@ interface TokenizerJson {
   };
 }
 
+/** How a vocabulary is trained. */
+export interface BpeOptions {
+  /** How many ids there are, special tokens and bytes counted in. */
+  readonly vocabSize: number;
+  /**
+   * Tokens beside `</s>` that are put between others and never come out of a text, as `<2de>` in front of a source to be translated into German.
+   * Each is one id, from 1 on in this order. They are ASCII in angle brackets, with a letter or a digit: no merge
+   * can make such a token.
+   */
+  readonly specialTokens?: readonly string[];
+}
+
 /**
- * Learns a byte-pair vocabulary: 0 is `</s>`, 1 to 256 are the bytes in the order of their characters, then one token a merge.
+ * Learns a byte-pair vocabulary: 0 is `</s>`, then the special tokens, then the 256 bytes in the order of their characters, then one token a merge.
  *
  * Each step merges the most frequent pair of neighbours; among equals, the pair of the lowest ids. The result depends on the text alone.
- * The vocabulary is smaller than asked for when no pair occurs twice any more.
+ * The vocabulary is smaller than asked for when no pair occurs twice any more. For a vocabulary that several languages share, give the lines of
+ * all of them; how much of it each gets depends on how much text it has.
  */
-export function trainBpe(lines: Iterable<string>, { vocabSize }: { readonly vocabSize: number }): BpeTokenizer {
-  if (!Number.isInteger(vocabSize) || vocabSize < 257 || vocabSize >= PAIR) {
-    throw new ConfigError(expectation("vocabSize", `an integer from 257 (${END_OF_SENTENCE} and the 256 bytes)`, vocabSize));
+export function trainBpe(lines: Iterable<string>, { vocabSize, specialTokens = [] }: BpeOptions): BpeTokenizer {
+  const least = 257 + specialTokens.length;
+  if (!Number.isInteger(vocabSize) || vocabSize < least || vocabSize >= PAIR) {
+    throw new ConfigError(expectation("vocabSize", `an integer from ${least} (${END_OF_SENTENCE}, special tokens and the 256 bytes)`, vocabSize));
   }
+  specialTokens.forEach((token, i) => {
+    if (!/^<[!-;=?-~]*[A-Za-z0-9][!-;=?-~]*>$/.test(token)) throw new ConfigError(expectation("specialTokens", "ASCII in angle brackets with a letter or a digit, as <2de>", token));
+    if (token === END_OF_SENTENCE || specialTokens.indexOf(token) < i) throw new ConfigError(expectation("specialTokens", "tokens that are there once", token));
+  });
   const counts = new Map<string, number>();
   for (const line of lines) for (const [piece] of line.matchAll(PIECES)) counts.set(piece, (counts.get(piece) ?? 0) + 1);
   if (counts.size === 0) throw new ConfigError(expectation("the text to learn byte pairs from", "at least one character", "none"));
 
-  const tokens = [END_OF_SENTENCE, ...[...CHARACTERS].sort((a, b) => a.codePointAt(0)! - b.codePointAt(0)!)];
+  const special = [END_OF_SENTENCE, ...specialTokens];
+  const tokens = [...special, ...[...CHARACTERS].sort((a, b) => a.codePointAt(0)! - b.codePointAt(0)!)];
   const ids = new Map(tokens.map((token, id) => [token, id]));
   const byteIds = CHARACTERS.map((character) => ids.get(character)!);
   const words = [...counts].map(([piece, count]) => ({ ids: Array.from(encoder.encode(piece), (byte) => byteIds[byte]), count }));
@@ -287,7 +313,7 @@ export function trainBpe(lines: Iterable<string>, { vocabSize }: { readonly voca
       else if (count === 0) pairCounts.delete(key);
     }
   }
-  return new BpeTokenizer(tokens, merges, new Set([0]), 0);
+  return new BpeTokenizer(tokens, merges, new Set(special.keys()), 0);
 }
 
 /**

@@ -12,6 +12,8 @@ export interface Tokenizer {
   encode(text: string): number[];
   /** The text of ids; end-of-sentence ids leave nothing. */
   decode(ids: readonly number[]): string;
+  /** The id of a token that is put between others and never comes out of a text, as `<2de>`. @throws ConfigError when the vocabulary has it not */
+  specialId(token: string): number;
   /** One token as it is shown to people. */
   tokenText(id: number): string;
   /** The file name and content for a checkpoint; `loadTokenizer` reads them back. */

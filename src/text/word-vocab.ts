@@ -93,6 +93,13 @@ export class WordVocabulary implements Tokenizer {
       .join(" ");
   }
 
+  /** The id of a word. Here a special token is a word like any other, and comes out of a text that has it. */
+  specialId(token: string): number {
+    const id = this.#ids.get(token);
+    if (id === undefined) throw new ConfigError(expectation("specialId", `the word ${JSON.stringify(token)} in the vocabulary`, "none", "Add it to the vocabulary's file."));
+    return id;
+  }
+
   tokenText(id: number): string {
     const word = this.#words[id];
     if (word === undefined) throw new ConfigError(expectation("token id", `an integer from 0 to ${this.vocabSize - 1}`, id));

@@ -9,6 +9,7 @@ import { BpeTokenizer, trainBpe } from "#sparsegate/text/bpe.js";
 import { readLines } from "#sparsegate/text/corpus.js";
 import { tokenizeCorpus } from "#sparsegate/text/dataset.js";
 import { loadTokenizer } from "#sparsegate/text/load.js";
+import { loadMessages } from "#sparsegate/text/messages.js";
 import { WordVocabulary } from "#sparsegate/text/word-vocab.js";
 
 const folder = mkdtempSync(join(tmpdir(), "sparsegate-text-"));
@@ -157,6 +158,66 @@ describe("byte-pair encoding", () => {
     const lines = ["aa bb ab ba", "bb aa ba ab"];
     expect(trainBpe([...lines].reverse(), { vocabSize: 270 }).save()).toEqual(trainBpe(lines, { vocabSize: 270 }).save());
     expect(BpeTokenizer.fromJson(tokenizer.save().text).save()).toEqual(tokenizer.save());
+  });
+
+  describe("special tokens", () => {
+    const lines = ["low lower <2de> </s>", "<2de> low lower", "low"];
+    const specialTokens = ["<2de>", "<2pt-br>"];
+    const tagged = trainBpe(lines, { vocabSize: 264, specialTokens });
+
+    it("are single ids after the end of sentence, and leave the merges as they are", () => {
+      expect(specialTokens.map((token) => tagged.specialId(token))).toEqual([1, 2]);
+      expect([tagged.eosId, tagged.specialId("</s>"), tagged.vocabSize]).toEqual([0, 0, 264]);
+      const merges = (trained: BpeTokenizer): unknown => JSON.parse(trained.save().text).model.merges;
+      expect(merges(tagged)).toEqual(merges(trainBpe(lines, { vocabSize: 262 })));
+      expect(tagged.tokenText(1)).toBe("<2de>");
+    });
+
+    it("never come out of a text, leave nothing in one, and come back from the file", () => {
+      const again = loadTokenizer("tokenizer.json", tagged.save().text);
+      for (const text of ["<2de> low", "</s><2de><2pt-br>"]) {
+        const ids = tagged.encode(text);
+        expect(ids.filter((id) => id < 3)).toEqual([]);
+        expect(tagged.decode([1, ...ids, 2, 0])).toBe(text);
+        expect([again.encode(text), again.decode([2, ...ids])]).toEqual([ids, text]);
+      }
+      expect(again.specialId("<2pt-br>")).toBe(2);
+      expect([again.eosId, again.save()]).toEqual([0, tagged.save()]);
+    });
+
+    it("are refused when a text could make them, when they are there twice, or when they do not fit", () => {
+      const train = (...tokens: string[]): (() => unknown) => () => trainBpe(lines, { vocabSize: 300, specialTokens: tokens });
+      for (const token of ["de", "<>", "<->", "<a b>", "<é>", "<a><b>", "x<a>"]) expect(train(token)).toThrow(/ASCII in angle brackets with a letter or a digit/);
+      expect(train("<a>", "<a>")).toThrow(/tokens that are there once, got "<a>"/);
+      expect(train("</s>")).toThrow(/tokens that are there once/);
+      expect(() => trainBpe(lines, { vocabSize: 258, specialTokens })).toThrow(/an integer from 259/);
+      expect(() => tagged.specialId("<2fr>")).toThrow(/"<2fr>" among the special tokens, got \["<\/s>", "<2de>", "<2pt-br>"\]/);
+      // A merged token of that name would be an ordinary one.
+      expect(() => tagged.specialId("low")).toThrow(/"low" among the special tokens/);
+    });
+  });
+
+  it("of a vocabulary shared by fourteen languages brings each message back, Chinese, Japanese and Korean ones in about a token a character or less", () => {
+    const messages = loadMessages();
+    const shared = trainBpe(
+      messages.map(({ text }) => text),
+      { vocabSize: 8000 },
+    );
+    expect(shared.vocabSize).toBe(8000);
+    const perCharacter = new Map<string, number>();
+    for (const language of new Set(messages.map((message) => message.language))) {
+      const texts = messages.filter((message) => message.language === language).map(({ text }) => text);
+      let tokens = 0;
+      for (const text of texts) {
+        const ids = shared.encode(text);
+        if (shared.decode(ids) !== text) expect(shared.decode(ids)).toBe(text);
+        tokens += ids.length;
+      }
+      perCharacter.set(language, tokens / Array.from(texts.join("")).length);
+    }
+    // Without merges, a Chinese, Japanese or Korean character is three bytes, so three tokens.
+    for (const language of ["zh-cn", "zh-tw", "ja", "ko"]) expect([language, perCharacter.get(language)! < 0.8]).toEqual([language, true]);
+    for (const language of ["en", "de", "fr", "es", "pt-br"]) expect([language, perCharacter.get(language)! < 0.3]).toEqual([language, true]);
   });
 
   it("refuses a tokenizer.json of another kind and a vocabulary below the bytes", () => {
