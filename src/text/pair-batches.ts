@@ -98,10 +98,8 @@ export class PairBatchStream {
     dataset.groupOf.forEach((group, pair) => (this.#members[group][filled[group]++] = pair));
     const weights = this.#members.map(({ length }) => (length === 0 ? 0 : length ** (1 / temperature)));
     const total = weights.reduce((sum, weight) => sum + weight, 0);
-    // At temperature 1 exactly the pairs there are, which the quotient may miss by a rounding.
-    this.#draws = weights.map((weight, group) =>
-      temperature === 1 ? this.#members[group].length : (dataset.pairs * weight) / total,
-    );
+    // At temperature 1 these are the pairs there are, exactly: weights and their sum are integers.
+    this.#draws = weights.map((weight) => (dataset.pairs * weight) / total);
   }
 
   /** How many passes over the data set came before the one being read. */

@@ -128,6 +128,22 @@ describe("PairBatchStream", () => {
     expect(order(1, 0)).not.toEqual(order(1, 1));
   });
 
+  it("shuffles the batches anew each epoch, where all lengths differ and so their pairs are always the same", () => {
+    const data = dataset([range(30).map((i) => [1 + i, 1] as const)]);
+    const stream = new PairBatchStream(data, { batchTokens: 60, seed: 4 });
+    const [first, second] = [0, 1].map(() => epochOf(stream).map(({ pairs }) => [...pairs].join()));
+    expect(first).not.toEqual(second);
+    expect([...first].sort()).toEqual([...second].sort());
+  });
+
+  it("fills a batch to the last token", () => {
+    const data = dataset([range(9).map(() => [3, 2] as const)]);
+    const sizes = epochOf(new PairBatchStream(data, { batchTokens: 12, seed: 0 })).map(({ batchSize }) => batchSize);
+    expect(sizes.sort(numerically)).toEqual([1, 4, 4]);
+    expect([...pairEvaluationBatches(data, { batchTokens: 11 })].map(({ batchSize }) => batchSize)).toEqual([3, 3, 3]);
+    expect([...pairEvaluationBatches(data, { batchTokens: 3 })].map(({ batchSize }) => batchSize)).toEqual(Array(9).fill(1));
+  });
+
   it("goes on with the very same batches from a saved position", () => {
     const data = dataset([
       range(23).map((i) => [1 + (i % 7), 1 + ((3 * i) % 7)] as const),
