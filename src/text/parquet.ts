@@ -11,7 +11,7 @@ const ROWS = 1 << 14;
 
 const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** Reads two columns; with a period in its name, a column is a field of a structure. Every compression of the format is read. */
+/** Reads two columns; with a period in its name, a column is a field of a structure. Compressed by snappy, gzip, brotli, zstd or lz4, or not. */
 export async function readParquetColumns(
   path: string,
   columns: readonly [string, string],
