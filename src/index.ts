@@ -7,6 +7,7 @@ export type { Cblas, CblasSearch, Sgemm } from "./backend/cpu/cblas.js";
 export type { SimdChoice } from "./backend/cpu/wasm.js";
 export { ReferenceBackend } from "./backend/reference/index.js";
 export * from "./tensor/index.js";
+export * from "./comm/index.js";
 export { Module, parameter, type Init, type RunContext } from "./nn/module.js";
 export { Linear, Embedding, LayerNorm, Dropout, Lstm, type LayerOptions } from "./nn/layers.js";
 export { logUniformCandidates } from "./nn/candidates.js";
