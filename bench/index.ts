@@ -1,5 +1,6 @@
 /** The benchmarks by name: `npm run bench -- NAME`. */
 
+import { comm } from "./comm.js";
 import { gemm } from "./gemm.js";
 import type { Benchmark } from "./harness.js";
 import { lmStep } from "./lm-step.js";
@@ -19,4 +20,5 @@ export const benchmarks: Record<string, Benchmark> = {
   "lm-step": lmStep,
   memory,
   ptb,
+  comm,
 };
