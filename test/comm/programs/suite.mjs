@@ -106,6 +106,12 @@ export const checks = {
         same(op, data, reduced(op, "float32", parts));
       }
     }
+    // Of NaNs with other bits than JavaScript's, one on each rank, no rank's is passed on.
+    const data = Float32Array.of(0);
+    const bits = new Uint32Array(data.buffer);
+    bits[0] = 0x7fc00001 + rank;
+    comm.allReduce(data);
+    if (size > 1) same("bits of a sum of NaNs", bits, [0x7fc00000]);
   },
 
   "allReduce gives the same bits on every rank, at every length, again and again"(comm, { most }) {
