@@ -10,6 +10,7 @@ import { mpiStart } from "./mpi/environment.js";
 import { rankStart } from "./threads/start.js";
 import type { Transport } from "./transport.js";
 
+/** How ranks wait, and by which MPI. */
 export interface CommunicatorOptions {
   /** Seconds a call may wait without anything moving before it gives up, 0 for ever; default: SPARSEGATE_COMM_TIMEOUT, else 300. */
   timeout?: number;

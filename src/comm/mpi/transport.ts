@@ -113,13 +113,14 @@ export class MpiTransport implements Transport<MpiGroup> {
     const code = call.MPI_Testsome(this.#count, this.#requestsAt, this.#outAt, this.#indicesAt, this.#statusesAt);
     const ended = this.#out[0]!;
     if (ended <= 0 && code === 0) return false;
+    const [indices, statuses] = [this.#indices, this.#statuses];
     for (let i = 0; i < ended; i++) {
-      const place = this.#indices[i]!;
+      const place = indices[i]!;
       const [transfer, length] = [this.#owners[place]!, this.#lengths[place]!];
       const at = i * status.words;
       // Only with an error among them does MPI fill in the errors of all.
-      if (code !== 0) this.#checkPiece(transfer, this.#statuses[at + status.error]!);
-      if (!transfer.message.sends) this.#checkLength(transfer, length, at);
+      if (code !== 0) this.#checkPiece(transfer, statuses[at + status.error]!);
+      if (!transfer.message.sends) this.#checkLength(transfer, length, statuses, at);
       this.#owners[place] = undefined;
       this.#unused.push(place);
       transfer.open--;
@@ -257,9 +258,9 @@ export class MpiTransport implements Transport<MpiGroup> {
     throw new Error(text);
   }
 
-  #checkLength({ message }: Transfer, length: number, at: number): void {
+  #checkLength({ message }: Transfer, length: number, statuses: Int32Array, at: number): void {
     const { count } = this.#mpi.status;
-    const got = (this.#statuses[at + count]! >>> 0) + this.#mpi.countHigh(this.#statuses[at + count + 1]!) * 2 ** 32;
+    const got = (statuses[at + count]! >>> 0) + this.#mpi.countHigh(statuses[at + count + 1]!) * 2 ** 32;
     if (got === length) return;
     throw new LengthMismatch(message, message.length < this.#pieceBytes ? got : "less");
   }

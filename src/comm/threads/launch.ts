@@ -14,6 +14,7 @@ const GRACE_MS = 5000;
 const PIECE_BYTES = 256 * 1024;
 const MOST_RANKS = 256;
 
+/** What ranks are given beside their data, and what becomes of what they say. */
 export interface RunRanksOptions {
   /** The program's arguments: `process.argv` from its third element on. */
   argv?: readonly string[];
