@@ -28,7 +28,7 @@ export { SigmoidGate, type SigmoidOptions } from "./moe/gates/sigmoid.js";
 export { HierarchicalGate, type HierarchicalGateOptions } from "./moe/gates/hierarchical.js";
 export { capacityOf, type CapacityOptions } from "./moe/capacity.js";
 export { balanceLoss, switchLoss, zLoss } from "./moe/losses.js";
-export { balanceStatistics, coefficientOfVariation, type BalanceStatistics } from "./moe/statistics.js";
+export { balanceStatistics, coefficientOfVariation, moeStatistics, UnusedExperts, type BalanceStatistics, type MoEStatistics } from "./moe/statistics.js";
 export { Adam, Sgd, type AdamOptions, type Optimizer } from "./optim/optimizers.js";
 export { constant, inverseSquareRoot, stepDecay, type Schedule } from "./optim/schedules.js";
 export { clipScale, globalNorm } from "./optim/clip.js";

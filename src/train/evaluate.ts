@@ -1,8 +1,9 @@
 /** Perplexity by the exact softmax: exp of the mean negative log-likelihood over every target, in nats. */
 
 import { streamId } from "../core/random.js";
-import { balanceStatistics, processedLoad, requestedAssignments, type BalanceStatistics } from "../moe/statistics.js";
+import { balanceStatistics, requestedAssignments, type BalanceStatistics } from "../moe/statistics.js";
 import type { LanguageModel } from "../models/language-model.js";
+import type { MoEOutput } from "../moe/layer.js";
 import type { RunContext } from "../nn/module.js";
 import type { LstmState } from "../tensor/ops/lstm.js";
 import { keep, scope } from "../tensor/scope.js";
@@ -34,11 +35,11 @@ export interface Evaluation {
   loss: number;
   perplexity: number;
   tokens: number;
-  /** Of the whole pass, with gates as at inference; absent without an MoE. */
+  /** Of the whole pass, with gates as at inference: of what experts computed for targets, not for the padding of the last batches. Absent without an MoE. */
   balance?: BalanceStatistics;
-  /** Rows that each expert computed. */
+  /** Targets that each expert computed for. */
   load?: Float64Array;
-  /** Assignments that capacity dropped, of those the gate asked for. */
+  /** Assignments that capacity dropped, of those the gate asked for; padding counts, as it fills experts too. */
   droppedFraction?: number;
 }
 
@@ -79,7 +80,7 @@ export function* evaluationSteps(model: LanguageModel, batches: Iterable<Batch>,
   const E = model.moe?.numExperts ?? 0;
   const importance = new Float64Array(E);
   const load = new Float64Array(E);
-  let wanted = 0;
+  let [wanted, taken] = [0, 0];
   const one = (batch: Batch): void => {
     const tensors = batchTensors(batch);
     const out = model.forward(tensors, EVALUATION, states);
@@ -88,15 +89,11 @@ export function* evaluationSteps(model: LanguageModel, batches: Iterable<Batch>,
     total += loss * batch.tokens;
     tokens += batch.tokens;
     if (out.moe) {
-      addTo(importance, out.moe.importance.dataSync());
-      addTo(load, processedLoad(out.moe));
+      const routed = routedBatch(batch, out.moe);
       wanted += requestedAssignments(out.moe);
-      if (onRouted) {
-        const experts = out.moe.experts.dataSync() as Int32Array;
-        const k = out.moe.experts.shape[1] ?? 0;
-        const rowOffsets = (out.moe.rowOffsets?.dataSync() ?? Int32Array.from({ length: experts.length / k + 1 }, (_, row) => row * k)) as Int32Array;
-        onRouted({ batch, experts, gates: out.moe.gates.dataSync(), rowOffsets });
-      }
+      taken += out.moe.routing.offsets.dataSync().at(-1)!;
+      addTargets(importance, load, routed);
+      onRouted?.(routed);
     }
     if (carryState) states = carryStates(states, out.states);
   };
@@ -109,13 +106,28 @@ export function* evaluationSteps(model: LanguageModel, batches: Iterable<Batch>,
     carryStates(states, []);
   }
   const loss = tokens === 0 ? 0 : total / tokens;
-  return { loss, perplexity: Math.exp(loss), tokens, ...(E > 0 ? { balance: balanceStatistics(importance, load), load, droppedFraction: droppedOf(wanted, load) } : {}) };
+  return { loss, perplexity: Math.exp(loss), tokens, ...(E > 0 ? { balance: balanceStatistics(importance, load), load, droppedFraction: wanted > 0 ? 1 - taken / wanted : 0 } : {}) };
 }
 
-function addTo(sum: Float64Array, part: ArrayLike<number>): void {
-  for (let i = 0; i < sum.length; i++) sum[i]! += part[i]!;
+function routedBatch(batch: Batch, { experts, gates, rowOffsets }: MoEOutput): RoutedBatch {
+  const k = experts.shape[1] ?? 0;
+  const rows = batch.timeSteps * batch.batchSize;
+  return {
+    batch,
+    experts: experts.dataSync() as Int32Array,
+    gates: gates.dataSync(),
+    rowOffsets: (rowOffsets?.dataSync() as Int32Array | undefined) ?? Int32Array.from({ length: rows + 1 }, (_, row) => row * k),
+  };
 }
 
-function droppedOf(wanted: number, load: Float64Array): number {
-  return wanted > 0 ? 1 - load.reduce((sum, n) => sum + n, 0) / wanted : 0;
+function addTargets(importance: Float64Array, load: Float64Array, { batch, experts, gates, rowOffsets }: RoutedBatch): void {
+  for (const [row, target] of batch.targets.entries()) {
+    if (target < 0) continue;
+    for (let j = rowOffsets[row]!; j < rowOffsets[row + 1]!; j++) {
+      const expert = experts[j]!;
+      if (expert < 0) continue;
+      importance[expert]! += gates[j]!;
+      load[expert]! += 1;
+    }
+  }
 }
