@@ -3,7 +3,7 @@
 import { describe, expect, it } from "vitest";
 import { streamId } from "#sparsegate/core/random.js";
 import { computeCost } from "#sparsegate/models/cost.js";
-import { LanguageModel, type LanguageModelConfig, type MiddleConfig } from "#sparsegate/models/language-model.js";
+import { LanguageModel, type LanguageModelConfig, type MiddleConfig, type MoeMiddle } from "#sparsegate/models/language-model.js";
 import { PRESET_NAMES, presetMiddle } from "#sparsegate/models/presets.js";
 import { logUniformCandidates } from "#sparsegate/nn/candidates.js";
 import { clipScale } from "#sparsegate/optim/clip.js";
@@ -22,6 +22,34 @@ const [T, B, V, D] = [3, 2, 7, 3];
 
 const MIDDLES: Record<string, MiddleConfig> = {
   moe: { kind: "moe", numExperts: 4, topK: 2, expertHiddenSize: 3, importanceWeight: 0.3, loadWeight: 0.2 },
+  "moe, two levels": {
+    kind: "moe",
+    numExperts: [3, 2],
+    topK: [2, 2],
+    expertHiddenSize: 3,
+    importanceWeight: 0.3,
+    loadWeight: 0.2,
+  },
+  "moe, switch in groups": {
+    kind: "moe",
+    numExperts: [2, 3],
+    topK: [2, 1],
+    secondaryGate: "switch",
+    expertHiddenSize: 3,
+    capacityFactor: 2,
+  },
+  "moe, with variants": {
+    kind: "moe",
+    numExperts: 3,
+    gate: { type: "gshard", secondPolicy: "all" },
+    expertHiddenSize: [3, 2],
+    activation: "swiglu",
+    bias: true,
+    expertDropout: 0.2,
+    sharedExperts: 2,
+    recompute: true,
+    zLossWeight: 0.1,
+  },
   "dense, one layer": { kind: "dense", hiddenSizes: [4] },
   "dense, two layers": { kind: "dense", hiddenSizes: [4, 2] },
   lstm: { kind: "lstm", layers: 2 },
@@ -70,7 +98,7 @@ describe("the gradient of loss + auxLoss equals finite differences, for every pa
         const carried = states(model.lstm.length, model.config.lstmSize);
         const loss = (): Tensor => {
           const out = model.forward(batch(), TRAINING, carried);
-          expect(out.auxLoss !== undefined).toBe(name === "moe");
+          expect(out.auxLoss !== undefined).toBe(name.startsWith("moe"));
           return out.auxLoss ? sg.add(out.loss, out.auxLoss) : out.loss;
         };
         expect(gradientErrors(model.parameters(), loss)).toEqual([]);
@@ -244,8 +272,52 @@ describe("the cost of a model", () => {
       expect(Math.abs(cost.parameters / 1e6 - parameters), name).toBeLessThan(0.06);
     }
   });
+  it("counts each variant of experts and gates: multiply-adds by hand, parameters as the model has them", () => {
+    const [D, F] = [8, 16];
+    const lstm = 2 * (2 * D * 4 * D);
+    const cases: [middle: Partial<MoeMiddle>, ops: number][] = [
+      [{ numExperts: 4, topK: 2 }, 2 * 2 * D * F + 2 * D * 4],
+      // D·a + k1·D·b, for W_g and W_noise each.
+      [{ numExperts: [4, 8], topK: [3, 2] }, 3 * 2 * 2 * D * F + 2 * (D * 4 + 3 * D * 8)],
+      [{ numExperts: [4, 8], topK: [2, 1], secondaryGate: "switch" }, 2 * 2 * D * F + 2 * D * 4 + 2 * D * 8],
+      [{ numExperts: 5, gate: "softmax" }, 5 * 2 * D * F + D * 5],
+      [{ numExperts: 6, topK: 3, gate: "strictly-balanced" }, 3 * 2 * D * F + D * 6],
+      [{ numExperts: [2, 4], topK: [1, 2], gate: "strictly-balanced" }, 2 * 2 * D * F + D * 2 + D * 4],
+      [{ numExperts: 6, gate: "sigmoid", topK: 2, bias: true }, 2 * 2 * D * F + D * 6],
+      [{ numExperts: 6, gate: "gshard", activation: "swiglu" }, 2 * 3 * D * F + D * 6],
+      [{ numExperts: 6, gate: "top-k", topK: 1, expertHiddenSize: [F, 4, 2] }, D * F + F * 4 + 4 * 2 + 2 * D + D * 6],
+      [
+        { numExperts: 6, gate: "switch", expertHiddenSize: [F, 4], activation: "swiglu", bias: true, sharedExperts: 3 },
+        2 * (D * F + F * 4) + 4 * D + D * 6 + 2 * (D * 3 * F + 3 * F * 12) + 12 * D,
+      ],
+    ];
+    for (const [middle, ops] of cases) {
+      const model = build({ kind: "moe", numExperts: 4, expertHiddenSize: F, ...middle }, { hiddenSize: D, lstmSize: D });
+      const cost = computeCost(model.config);
+      expect(cost.opsPerTimestep - lstm, JSON.stringify(middle)).toBe(ops);
+      const inner = [...model.namedParameters()].filter(([name]) => /^(lstm.*[wW]eight|moe)/.test(name));
+      expect(cost.parameters, JSON.stringify(middle)).toBe(inner.reduce((s, [, p]) => s + p.size, 0));
+    }
+  });
+  it("refuses levels that do not fit each other", () => {
+    const moe = { kind: "moe", expertHiddenSize: 3 } as const;
+    expect(() => build({ ...moe, numExperts: 4, topK: [2, 2] })).toThrow(
+      "LanguageModel: expected numExperts and topK of as many levels",
+    );
+    expect(() => build({ ...moe, numExperts: [2, 2], topK: 2 })).toThrow(
+      "LanguageModel: expected numExperts and topK of as many levels",
+    );
+    expect(() => build({ ...moe, numExperts: 4, secondaryGate: "switch" })).toThrow(
+      "LanguageModel: expected a secondaryGate only where numExperts is",
+    );
+  });
   it("counts the parameters that a model has, but for biases, embedding and softmax", () => {
-    for (const [middle, lstmSize] of [...Object.values(MIDDLES).map((m) => [m, D] as const), [MIDDLES["moe"]!, 5] as const]) {
+    for (const [middle, lstmSize] of [
+      ...Object.values(MIDDLES)
+        .filter((m) => !("bias" in m))
+        .map((m) => [m, D] as const),
+      [MIDDLES["moe"]!, 5] as const,
+    ]) {
       const model = build(middle, { lstmSize });
       const inner = [...model.namedParameters()].filter(([name]) => /^(lstm|moe|dense)\./.test(name) && !/bias$/i.test(name));
       expect(computeCost(model.config).parameters).toBe(inner.reduce((s, [, p]) => s + p.size, 0));
@@ -256,7 +328,11 @@ describe("the cost of a model", () => {
       expect(presetMiddle(name.toLowerCase(), { hiddenSize: 8 }).kind).toBe(
         name.startsWith("MoE-1-") ? "dense" : name.startsWith("MoE") ? "moe" : name === "LSTM" ? "none" : "lstm",
       );
-    expect(() => presetMiddle("GPT-2", { hiddenSize: 8 })).toThrow(/^model \(--model\): expected one of MoE-1-Wide, .* got "GPT-2"\.$/);
-    expect(() => presetMiddle("MoE-3", { hiddenSize: 8 })).toThrow("model (--model): expected at least the 4 experts that a token uses (--top-k), got \"MoE-3\".");
+    expect(() => presetMiddle("GPT-2", { hiddenSize: 8 })).toThrow(
+      /^model \(--model\): expected one of MoE-1-Wide, .* got "GPT-2"\.$/,
+    );
+    expect(() => presetMiddle("MoE-3", { hiddenSize: 8 })).toThrow(
+      'model (--model): expected at least the 4 experts that a token uses (--top-k), got "MoE-3".',
+    );
   });
 });
