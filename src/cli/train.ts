@@ -8,7 +8,7 @@ import { mergeSources, resolveConfig, trainConfigSchema, type Sources, type Trai
 import { planRun } from "../train/plan.js";
 import { Progress } from "../train/progress.js";
 import { checkSameModel, openCheckpoint, runFolder, tokenizerOf } from "../train/restore.js";
-import { effectiveMoe } from "../train/moe-config.js";
+import { caveats, effectiveMoe } from "../train/moe-config.js";
 import { corporaOf, makeDatasets, modelConfig } from "../train/setup.js";
 import { checkpointsInTheWay, trainOn, type TrainResult } from "../train/trainer.js";
 import { openBackend } from "./backend.js";
@@ -38,6 +38,7 @@ export async function trainCommand(options: Options): Promise<void> {
   const progress = new Progress({ enabled: options["progress"] !== false });
   const datasets = makeDatasets(config, corporaOf(config), checkpoint && tokenizerOf(checkpoint));
   openBackend();
+  for (const note of caveats(config)) process.stderr.write(`${note}\n`);
   const stop = stopSignal(() =>
     progress.announce("Stopping after this step; then a checkpoint is written. Once more to stop at once, without one."),
   );

@@ -6,6 +6,7 @@ import { readLines } from "../text/corpus.js";
 import { tokenizeCorpus } from "../text/dataset.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { checkGenerateOptions, generate } from "../train/generate.js";
+import { caveats } from "../train/moe-config.js";
 import { loadModel, openCheckpoint } from "../train/restore.js";
 import { evaluateOn } from "../train/trainer.js";
 import { openBackend } from "./backend.js";
@@ -25,6 +26,7 @@ export function evalCommand(run: string, options: Options): void {
   const lines = readLines(path);
   openBackend();
   const { model, config, tokenizer } = loadModel(checkpoint);
+  for (const note of caveats(config)) process.stderr.write(`${note}\n`);
   const result = evaluateOn(model, tokenizeCorpus(lines, tokenizer), config);
   print({ data: path, tokens: result.tokens, loss: result.loss, perplexity: result.perplexity, ...(result.balance && balanceFigures(result.balance)), ...(result.balance && { dropped_fraction: result.droppedFraction }) }, options["json"]);
   defaultBackend().dispose();

@@ -172,6 +172,13 @@ export function moeMiddle(config: TrainConfig): MiddleConfig {
   });
 }
 
+/** What a reader of a run's figures must know of its gates; a sentence each. */
+export function caveats(config: TrainConfig): string[] {
+  const middle = moeMiddle(config);
+  if (middle.kind !== "moe" || !gateLevels(middle).some(({ type }) => nameOf(type) === "expert-choice")) return [];
+  return ["Note: gate expert-choice compares all positions of a batch, later ones too: perplexities are not those of a model that predicts."];
+}
+
 /** A gate's name with those of the options that it has. */
 function gateWith(type: GateName, config: TrainConfig): GateConfig {
   const own = Object.entries(OF_GATES)

@@ -114,6 +114,20 @@ describe("a run of each gate", () => {
   });
 
   test(
+    "says of expert choice, and of no other gate, that its perplexity is not a prediction's",
+    { timeout: 60_000 },
+    async () => {
+      const notes = await inPairs(
+        ["expert-choice", "switch"].map(
+          (folder) => async () => (await run(["eval", folder, "--data", "test.txt"], { cwd: root })).stderr,
+        ),
+      );
+      const note = "gate expert-choice compares all positions of a batch, later ones too";
+      expect(notes.map((text) => text.includes(note))).toEqual([true, false]);
+    },
+  );
+
+  test(
     "says by inspect how its experts were used: as a table, and as a page that refers to nothing outside",
     { timeout: 30_000 },
     async () => {
