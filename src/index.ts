@@ -1,7 +1,7 @@
 /** sparsegate: the sparsely-gated mixture-of-experts layer and what is needed to train and run networks with it. */
 
 export { SparsegateError, TensorError, ConfigError, FileError, NonFiniteError } from "./core/errors.js";
-export type { AdamSettings, Backend, BinaryOp, Buf, DType, MemoryUse, RandomKey, Spread, UnaryOp } from "./backend/backend.js";
+export type { AdamSettings, Backend, BinaryOp, Buf, DType, Epilogue, MemoryUse, RandomKey, Spread, UnaryOp } from "./backend/backend.js";
 export { CpuBackend, type CpuBackendOptions, type CpuProbe } from "./backend/cpu/index.js";
 export type { Cblas, CblasSearch, Sgemm } from "./backend/cpu/cblas.js";
 export type { SimdChoice } from "./backend/cpu/wasm.js";
@@ -15,7 +15,7 @@ export { MoE, type MoEOptions, type MoEOutput, type BalanceOptions, type ExpertO
 export { HierarchicalMoE, type HierarchicalMoEOptions } from "./moe/hierarchical.js";
 export { ModuleExperts, type ExpertModule, type Experts } from "./moe/experts.js";
 export { FeedForwardExperts, type FeedForwardOptions, type Activation } from "./moe/feed-forward.js";
-export { GATE_NAMES, makeGate, type GateConfig, type GateName, type GateTypes } from "./moe/gates/index.js";
+export { GATE_NAMES, makeGate, type GateConfig, type GateName, type GateTypes, type LayerGiven, type OwnOptions } from "./moe/gates/index.js";
 export { RouterGate, type Choice, type Gate, type GateOptions, type GateOutput, type GroupedRows } from "./moe/gates/gate.js";
 export { NoisyTopKGate, type NoisyTopKOptions } from "./moe/gates/noisy-top-k.js";
 export { SoftmaxGate } from "./moe/gates/softmax.js";

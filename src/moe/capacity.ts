@@ -6,6 +6,7 @@
 import { limitPerExpert } from "../tensor/ops/gating.js";
 import type { Tensor } from "../tensor/tensor.js";
 
+/** How many rows an expert takes at most. */
 export interface CapacityOptions {
   /** An expert takes at most ⌈capacityFactor · assignments / experts⌉ rows in training. Left out: no row is dropped. */
   capacityFactor?: number;

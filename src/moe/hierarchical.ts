@@ -10,7 +10,7 @@ import { MoE, type BalanceOptions, type ExpertOptions } from "./layer.js";
 export interface HierarchicalMoEOptions extends ExpertOptions, Omit<BalanceOptions, "capacityFactor" | "evalCapacityFactor" | "dropPolicy"> {
   /** Width D of input and output. */
   hiddenSize: number;
-  /** [groups, experts of each group]: their product is E. */
+  /** Groups, and experts of each group; their product is E. */
   numExperts: readonly [groups: number, perGroup: number];
   /** [groups a row goes to, experts it uses in each]. Default: what the gates take, at most 2 at each level as in the paper. */
   topK?: readonly [groups: number, perGroup: number];

@@ -8,6 +8,7 @@ import type { Tensor } from "../../tensor/tensor.js";
 import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
 import { gatesAt } from "./list.js";
 
+/** Options of `ExpertChoiceGate`; its experts are never over-full, so that it has no capacity. */
 export interface ExpertChoiceOptions extends Omit<GateOptions, "capacityFactor" | "evalCapacityFactor" | "dropPolicy"> {
   /** Experts a row uses on average: each expert picks ⌊topK · rows / numExperts⌋ rows, at least one. Zhou et al. call it the capacity factor. */
   topK: number;

@@ -52,10 +52,11 @@ export interface Gate extends Module {
   /** w_importance and w_load: weights of the losses CV(Importance)² and CV(Load)² (Shazeer et al. 2017, section 4). */
   readonly importanceWeight: number;
   readonly loadWeight: number;
-  /** @param x (N, D) */
+  /** Experts, weights and losses for the rows of a layer. @param x (N, D) */
   forward(x: Tensor, context: RunContext): GateOutput;
 }
 
+/** What every gate takes. */
 export interface GateOptions extends CapacityOptions {
   /** Width D of the rows. */
   hiddenSize: number;
@@ -129,6 +130,7 @@ export abstract class RouterGate extends Module implements Gate {
     return { ...choice, loss: addLosses(choice.loss, affine(zLoss(logits, groups), this.zLossWeight)) };
   }
 
+  /** Experts, weights and losses for the rows of a layer. @param x (N, D) */
   forward(x: Tensor, context: RunContext): GateOutput {
     const choice = this.route(x, context);
     const { experts, gates } = choice;

@@ -18,6 +18,7 @@ import { rowsOfUniform } from "./switch.js";
 /** Whether the second expert is used: always, never, where its weight exceeds the threshold, or with probability min(1, weight / threshold). */
 export type SecondPolicy = "all" | "none" | "threshold" | "random";
 
+/** Options of `GShardGate`. */
 export interface GShardOptions extends GateOptions {
   /** In training. Default random. */
   secondPolicy?: SecondPolicy;

@@ -13,6 +13,7 @@ import { addLosses } from "../losses.js";
 import { measure, perRow, type Choice, type Gate, type GateOutput, type GroupedRows, type RouterGate } from "./gate.js";
 import { pick } from "./list.js";
 
+/** The gates of a `HierarchicalGate`, and its losses. */
 export interface HierarchicalGateOptions {
   /** The gate over the groups: its numExperts is their number. */
   primary: RouterGate;
@@ -52,6 +53,7 @@ export class HierarchicalGate extends Module implements Gate {
     this.loadWeight = checkNumber(where, "loadWeight", loadWeight, { min: 0 });
   }
 
+  /** Experts of all groups, weights and losses for the rows of a layer. @param x (N, D) */
   forward(x: Tensor, context: RunContext): GateOutput {
     const { primary, secondary } = this;
     const [numGroups, perGroup] = [primary.numExperts, secondary.numExperts];

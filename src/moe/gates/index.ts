@@ -13,22 +13,24 @@ import { SwitchGate, type SwitchOptions } from "./switch.js";
 import { TopKGate, type TopKOptions } from "./top-k.js";
 
 /** What a layer tells its gate; the rest are options of the gate's own. */
-type Given = "hiddenSize" | "numExperts" | "topK" | "name" | "seed" | "numGroups" | "init";
-const GIVEN: ReadonlySet<string> = new Set<Given>(["hiddenSize", "numExperts", "topK", "name", "seed", "numGroups", "init"]);
-type Own<Options> = Omit<Options, Given>;
+export type LayerGiven = "hiddenSize" | "numExperts" | "topK" | "name" | "seed" | "numGroups" | "init";
+const GIVEN: ReadonlySet<string> = new Set<LayerGiven>(["hiddenSize", "numExperts", "topK", "name", "seed", "numGroups", "init"]);
+/** Options of a gate's own: without those that the layer tells it. */
+export type OwnOptions<Options> = Omit<Options, LayerGiven>;
 
 /** Options of each gate by its name. */
 export interface GateTypes {
-  "noisy-top-k": Own<NoisyTopKOptions>;
-  softmax: Own<GateOptions>;
-  "strictly-balanced": Own<StrictlyBalancedOptions>;
-  switch: Own<SwitchOptions>;
-  gshard: Own<GShardOptions>;
-  "expert-choice": Own<ExpertChoiceOptions>;
-  "top-k": Own<TopKOptions>;
-  sigmoid: Own<SigmoidOptions>;
+  "noisy-top-k": OwnOptions<NoisyTopKOptions>;
+  softmax: OwnOptions<GateOptions>;
+  "strictly-balanced": OwnOptions<StrictlyBalancedOptions>;
+  switch: OwnOptions<SwitchOptions>;
+  gshard: OwnOptions<GShardOptions>;
+  "expert-choice": OwnOptions<ExpertChoiceOptions>;
+  "top-k": OwnOptions<TopKOptions>;
+  sigmoid: OwnOptions<SigmoidOptions>;
 }
 
+/** A gate's name. */
 export type GateName = keyof GateTypes;
 
 /** A gate's name, or its name with options: `"switch"`, `{ type: "switch", jitter: 0 }`. */
@@ -63,6 +65,7 @@ const GATES: { readonly [Name in GateName]: Entry<Name> } = {
   sigmoid: { make: (options: SigmoidOptions) => new SigmoidGate(options), topK: (E) => Math.min(8, E), options: [...LOSSES, ...CAPACITY, "biasUpdateRate", "scale"] },
 };
 
+/** The gates there are, by name. */
 export const GATE_NAMES = Object.keys(GATES) as GateName[];
 
 /** Experts a row uses with a gate where nothing else is said, and whether it always uses so many. @throws ConfigError for an unknown name */

@@ -9,6 +9,7 @@ import { slice } from "../../tensor/ops/shape.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
 
+/** Options of `NoisyTopKGate`. */
 export interface NoisyTopKOptions extends GateOptions {
   /** K, experts a row uses. */
   topK: number;

@@ -13,6 +13,7 @@ import { full, type Tensor } from "../../tensor/tensor.js";
 import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
 import { numberThrough } from "./groups.js";
 
+/** Options of `SigmoidGate`. */
 export interface SigmoidOptions extends GateOptions {
   /** K, experts a row uses. */
   topK: number;

@@ -12,6 +12,7 @@ import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./g
 import { numberThrough } from "./groups.js";
 import { gatesAt, pick, renormalise } from "./list.js";
 
+/** Options of `StrictlyBalancedGate`; its experts are never over-full, so that it has no capacity. */
 export interface StrictlyBalancedOptions extends Omit<GateOptions, "capacityFactor" | "evalCapacityFactor" | "dropPolicy"> {
   /** k: each expert gets m = ⌊k·rows/numExperts⌋ rows (at least one) of a training batch. */
   topK: number;

@@ -11,6 +11,7 @@ import { switchLoss } from "../losses.js";
 import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
 import { numberThrough } from "./groups.js";
 
+/** Options of `SwitchGate`. */
 export interface SwitchOptions extends GateOptions {
   /** α of the loss α·n·Σ f·P. Default 0.01 (eq. 4). */
   auxLossWeight?: number;

@@ -10,6 +10,7 @@ import { addLosses, switchLoss } from "../losses.js";
 import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
 import { numberThrough } from "./groups.js";
 
+/** Options of `TopKGate`. */
 export interface TopKOptions extends GateOptions {
   /** K, experts a row uses. */
   topK: number;

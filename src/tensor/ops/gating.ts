@@ -26,6 +26,7 @@ function segmentsOf(where: string, x: Tensor, groups: Groups | undefined): { off
   return { offsets: offsets.buffer, count };
 }
 
+/** What `noisyTopK` gives. */
 export interface NoisyTopK {
   /** (N, min(k+1, E)) the largest noisy logits, largest first; zeros for rows of no group. */
   values: Tensor;
