@@ -14,6 +14,13 @@ const GRACE_MS = 5000;
 const PIECE_BYTES = 256 * 1024;
 const MOST_RANKS = 256;
 
+/** What a caller may do with a rank's thread: a type of our own, for programs that have no types of Node. */
+export interface RankThread {
+  readonly threadId: number;
+  /** Ends the thread where it stands. @returns its exit code */
+  terminate(): Promise<number>;
+}
+
 /** What ranks are given beside their data, and what becomes of what they say. */
 export interface RunRanksOptions {
   /** The program's arguments: `process.argv` from its third element on. */
@@ -22,8 +29,8 @@ export interface RunRanksOptions {
   timeout?: number;
   /** Takes what the ranks write; by default this process writes it. */
   onOutput?: (rank: number, stream: "stdout" | "stderr", text: string) => void;
-  /** Gets the threads as soon as they have been started. */
-  onStart?: (threads: readonly Worker[]) => void;
+  /** Gets the threads (of `node:worker_threads`) as soon as they have been started. */
+  onStart?: (threads: readonly RankThread[]) => void;
   /** Ends all ranks when it is aborted. */
   signal?: AbortSignal;
   /** @internal Bytes of a piece of a long message, a multiple of 8. */
