@@ -1,6 +1,7 @@
 /** What benchmarks share: interleaved timing, medians with their spread, ratios round by round, and a backend whose kernels are timed. */
 
 import { cpus, loadavg } from "node:os";
+import { setTimeout } from "node:timers/promises";
 import type { Backend } from "#sparsegate/backend/backend.js";
 import { CpuBackend, type CpuBackendOptions } from "#sparsegate/backend/cpu/index.js";
 import { setDefaultBackend } from "#sparsegate/tensor/index.js";
@@ -74,10 +75,11 @@ export interface Timing {
 /**
  * Times every case in turn, round after round (a slow stretch of the machine hits all alike), after warm-up rounds. Cases must leave their results
  * where they count: on the backend, or returned.
+ * @param pauseMs between cases: threads of another process go on asking for work, at our expense, for some time after they have none
  */
 export async function interleave<Name extends string>(
   cases: Record<Name, () => unknown>,
-  { warmup = 2, rounds = 9 }: { warmup?: number; rounds?: number } = {},
+  { warmup = 2, rounds = 9, pauseMs = 0 }: { warmup?: number; rounds?: number; pauseMs?: number } = {},
 ): Promise<Record<Name, Timing>> {
   const names = Object.keys(cases) as Name[];
   const seconds = new Map<Name, number[]>(names.map((name) => [name, []]));
@@ -88,7 +90,9 @@ export async function interleave<Name extends string>(
       // A case of another process times itself, and gives its seconds.
       const own = result instanceof Promise ? await (result as Promise<unknown>) : undefined;
       sink = result;
-      if (round >= 0) seconds.get(name)!.push(typeof own === "number" ? own : (performance.now() - begun) / 1000);
+      const taken = typeof own === "number" ? own : (performance.now() - begun) / 1000;
+      if (round >= 0) seconds.get(name)!.push(taken);
+      if (pauseMs > 0) await setTimeout(pauseMs);
     }
   }
   return Object.fromEntries(names.map((name) => [name, timingOf(seconds.get(name)!)])) as Record<Name, Timing>;

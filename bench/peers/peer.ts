@@ -10,6 +10,13 @@ import { fileURLToPath } from "node:url";
 const scripts = fileURLToPath(new URL("../../peers/", import.meta.url));
 const installed = fileURLToPath(new URL("../node_modules/", import.meta.url));
 
+/**
+ * What the caller's environment said before a backend of ours set it for itself: a peer runs as its users would run it, and OpenBLAS picks kernels by
+ * itself unless they chose some.
+ */
+const CORE_TYPE = "OPENBLAS_CORETYPE";
+const askedCoreType = process.env[CORE_TYPE];
+
 /** A Python script of this folder that answers one line to each line. */
 export class PythonPeer {
   readonly #child: ChildProcessByStdio<Writable, Readable, null>;
@@ -22,12 +29,17 @@ export class PythonPeer {
     this.#lines = this.#reader[Symbol.asyncIterator]();
   }
 
-  /** Starts a script; `args` begin with the number of threads. @returns the peer and its first line, or why it is missing */
+  /**
+   * Starts a script; `args` begin with the number of threads.
+   * @param ourKernels gives its BLAS the hint that our backend gives the same library, in place of the choice it makes by itself
+   * @returns the peer and its first line, or why it is missing
+   */
   static async start(
     script: string,
     module: string,
     args: readonly string[],
     install: boolean,
+    { ourKernels = false }: { ourKernels?: boolean } = {},
   ): Promise<{ peer: PythonPeer; hello: string } | { missing: string }> {
     let python = findPython(module);
     if (!python && install) {
@@ -36,10 +48,15 @@ export class PythonPeer {
     }
     if (!python)
       return { missing: `no Python with ${module} here: install python3-${module}, or pass --install yes on Debian as root` };
+    const env: NodeJS.ProcessEnv = { ...process.env, OMP_NUM_THREADS: args[0], OPENBLAS_NUM_THREADS: args[0] };
+    if (!ourKernels) {
+      delete env[CORE_TYPE];
+      if (askedCoreType !== undefined) env[CORE_TYPE] = askedCoreType;
+    }
     const peer = new PythonPeer(
       spawn(python, [`${scripts}${script}`, ...args], {
         stdio: ["pipe", "pipe", "inherit"],
-        env: { ...process.env, OMP_NUM_THREADS: args[0], OPENBLAS_NUM_THREADS: args[0] },
+        env,
       }),
     );
     try {
