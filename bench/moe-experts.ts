@@ -39,8 +39,8 @@ type Kind = (typeof KINDS)[number];
 const FORMS = ["factored", "adam"] as const;
 type Form = (typeof FORMS)[number];
 
-/** What the experts themselves are made of, and the calls of it in a pass; all other time is the gate's, the routing's, and that of moving rows. */
-const EXPERTS = { "groupedGemm, experts": 4, "groupedGemmWeight, experts": 2, "unary, experts": 1, "unaryGrad, experts": 1 };
+/** What the experts themselves are made of (activations ride along with the products), and the calls of it in a pass; all other time is the gate's, the routing's, and that of moving rows. */
+const EXPERTS = { "groupedGemm, experts": 4, "groupedGemmWeight, experts": 2 };
 /** Where that other time goes. What is in none of these, and in no kernel, is "the rest": losses, sums, the tape and the collector. */
 const STAGES: Record<string, readonly string[]> = {
   logits: ["gemm", "groupedGemm, gates", "groupedGemmWeight, gates"],
@@ -56,16 +56,12 @@ export function groupsOf(numExperts: number): number {
   return groups;
 }
 
-/** Counts the experts' products and activations apart from those of the gates, by their sizes. */
+/** Counts the experts' products apart from those of the gates, by their number. */
 function labelOf(numExperts: number): (method: string, args: readonly unknown[]) => string {
-  const hidden = ROWS * K * F;
-  return (method, args) => {
-    if (method === "groupedGemm" || method === "groupedGemmWeight")
-      return `${method}, ${args[1] === numExperts ? "experts" : "gates"}`;
-    if (method === "unary" && args[3] === hidden) return "unary, experts";
-    if (method === "unaryGrad" && args[5] === hidden) return "unaryGrad, experts";
-    return method;
-  };
+  return (method, args) =>
+    method === "groupedGemm" || method === "groupedGemmWeight"
+      ? `${method}, ${args[1] === numExperts ? "experts" : "gates"}`
+      : method;
 }
 
 /** One layer with its optimisers, in a memory of its own: side by side the large ones would not fit into one. */
