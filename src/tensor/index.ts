@@ -8,8 +8,21 @@ export * from "./ops/elementwise.js";
 export * from "./ops/shape.js";
 export * from "./ops/products.js";
 export * from "./ops/reduce.js";
-export { embedding, routeByExpert, dispatch, combine, bincount, type Assignments, type Routing } from "./ops/rows.js";
+export {
+  embedding,
+  routeByExpert,
+  dispatch,
+  combine,
+  bincount,
+  moveBack,
+  moveRows,
+  rowMove,
+  type Assignments,
+  type Routing,
+  type RowMove,
+} from "./ops/rows.js";
 export * from "./ops/gating.js";
 export * from "./ops/random.js";
 export * from "./ops/losses.js";
 export * from "./ops/lstm.js";
+export * from "./ops/attentive-lstm.js";

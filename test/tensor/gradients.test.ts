@@ -102,6 +102,9 @@ check(
   (...parts) => sg.concat(parts, 1),
 );
 
+check("moveRows", "one row left out, one zero", [[4, 3]], (x) => sg.moveRows(x, sg.rowMove([2, -1, 0, 3], 4)));
+check("moveRows", "and back", [[2, 3]], (x) => sg.moveRows(x, sg.moveBack(sg.rowMove([3, 1], 4))));
+
 // ---- products ---------------------------------------------------------------------------------------------------------------
 check(
   "matmul",
@@ -325,6 +328,35 @@ check(
   (x, inputWeight, recurrentWeight, bias) => sg.lstm(x, { inputWeight, recurrentWeight, bias }).output,
 );
 
+for (const [T, projected, additive] of [
+  [3, true, true],
+  [3, false, false],
+  [3, true, false],
+  [1, false, true],
+] as const) {
+  const P = projected ? 2 : 4;
+  check(
+    "attentiveLstm",
+    `T = ${T}${projected ? ", projected" : ""}, ${additive ? "additive" : "product"}, a lane of padding, a starting state`,
+    [[T, 2, 3], [3, 16], [P, 16], [16], [5, 16], [P, 3], [4, 2, 5], [4, 2, 3], ...(projected ? [[4, P]] : []), ...(additive ? [[3]] : [])],
+    (x, inputWeight, recurrentWeight, bias, contextWeight, queryWeight, values, keys, ...rest) => {
+      const projection = projected ? rest[0]! : undefined;
+      const v = additive ? rest.at(-1)! : undefined;
+      const padding = sg.tensor([0, 0, 0, 0, 0, 0, -1e30, -1e30], [2, 4]);
+      const weights = { inputWeight, recurrentWeight, bias, projection, contextWeight, queryWeight };
+      return sg.attentiveLstm(x, weights, { values, keys, bias: padding, v }, stateOf(2, P, 4)).output;
+    },
+  );
+}
+check(
+  "attentiveLstm",
+  "from zero",
+  [[2, 1, 2], [2, 12], [3, 12], [12], [2, 12], [3, 2], [3, 1, 2], [3, 1, 2]],
+  (x, inputWeight, recurrentWeight, bias, contextWeight, queryWeight, values, keys) =>
+    sg.attentiveLstm(x, { inputWeight, recurrentWeight, bias, contextWeight, queryWeight }, { values, keys, bias: sg.zeros([1, 3]) })
+      .output,
+);
+
 /** Exports that are no operations on float tensors, each with the reason. */
 const NO_GRADIENT: Record<string, string> = {
   Tensor: "a class",
@@ -341,6 +373,8 @@ const NO_GRADIENT: Record<string, string> = {
   defaultBackend: "a setting",
   setDefaultBackend: "a setting",
   routeByExpert: "integers to integers",
+  rowMove: "integers to integers",
+  moveBack: "integers to integers",
   limitPerExpert: "integers to integers",
   gatherIndices: "integers to integers",
   addIndices: "integers to integers",

@@ -12,6 +12,12 @@ describe("shapes that do not fit are refused in words", () => {
   const i = (...shape: number[]): Tensor => sg.zeros(shape, "int32");
   const lstm = (change: Record<string, Tensor>): Tensor =>
     sg.lstm(f(2, 3, 5), { inputWeight: f(5, 16), recurrentWeight: f(4, 16), bias: f(16), ...change }).output;
+  const attentive = (change: Record<string, Tensor>, memory: Record<string, Tensor> = {}): unknown =>
+    sg.attentiveLstm(
+      f(2, 3, 5),
+      { inputWeight: f(5, 16), recurrentWeight: f(4, 16), bias: f(16), contextWeight: f(2, 16), queryWeight: f(4, 3), ...change },
+      { values: f(6, 3, 2), keys: f(6, 3, 3), bias: f(3, 6), ...memory },
+    );
   const NOISE = { key: { seed: 0, stream: 0, step: 0 }, start: 0 };
   const CANDIDATES = { samples: Int32Array.of(7), logExpected: Float32Array.of(0), logExpectedOf: () => 0 };
   const CASES: [name: string, call: () => unknown, message: string][] = [
@@ -34,6 +40,13 @@ describe("shapes that do not fit are refused in words", () => {
     ["layerNorm", () => sg.layerNorm(f(2, 3), f(2), f(3)), "layerNorm: expected gamma and beta of width 3, got 2 and 3."],
     ["topK", () => sg.topK(f(2, 3), 4), "topK: expected k from 1 to 3 (the last axis), got 4."],
     ["gatherLast", () => sg.gatherLast(f(2, 3), i(3, 1)), "gatherLast: expected 2 rows of indices, got 3."],
+    ["rowMove, twice", () => sg.rowMove([1, 0, 1], 2), "rowMove: expected each row from 0 to 1 at most once (or -1), got 1 at position 2."],
+    ["rowMove, range", () => sg.rowMove([2], 2), "rowMove: expected each row from 0 to 1 at most once (or -1), got 2 at position 0."],
+    ["moveRows", () => sg.moveRows(f(3, 2), sg.rowMove([0], 2)), "moveRows: expected x (N, D) with the N = 2 rows of the move, got [3, 2]."],
+    ["attentiveLstm, keys", () => attentive({}, { keys: f(6, 2, 3) }), "attentiveLstm: expected keys of shape [6, 3, 3], got [6, 2, 3]."],
+    ["attentiveLstm, rank", () => attentive({}, { keys: f(6, 3) }), "attentiveLstm: expected x (time, batch, D), values (S, batch, C) and keys (S, batch, A), got [2, 3, 5], [6, 3, 2], [6, 3]."],
+    ["attentiveLstm, weights", () => attentive({ queryWeight: f(4, 2) }), "attentiveLstm: expected queryWeight of shape [4, 3], got [4, 2]."],
+    ["attentiveLstm, nothing to attend to", () => attentive({}, { values: f(0, 3, 2), keys: f(0, 3, 3), bias: f(3, 0) }), "attentiveLstm: expected a memory of at least one position, got none."],
     ["bincount", () => sg.bincount(f(4), i(3), 5), "bincount: expected one index a value (4), got 3."],
     ["embedding, table", () => sg.embedding(f(4), i(2)), "embedding: expected a table (rows, width), got [4]."],
     [

@@ -1,9 +1,10 @@
-/** Operations that move whole rows by index: embedding look-up, and the dispatch and combination of an MoE layer. */
+/** Operations that move whole rows by index: embedding look-up, the dispatch and combination of an MoE layer, and plain moves. */
 
+import type { Backend } from "../../backend/backend.js";
 import { TensorError } from "../../core/errors.js";
 import { checkOperands } from "../shapes.js";
 import { record } from "../tape.js";
-import { empty, sameShape, zeros, type Gradient, type Tensor } from "../tensor.js";
+import { empty, sameShape, tensor, zeros, type Gradient, type Tensor } from "../tensor.js";
 
 /**
  * table[index]: (..., width). The gradient of the table holds only the rows in use (see `Gradient`).
@@ -144,6 +145,47 @@ export function bincount(values: Tensor, index: Tensor, size: number): Tensor {
   return record("bincount", y, [values], (dy) => {
     const dx = empty(values.shape, "float32", backend);
     backend.gatherLast(dy.buffer, index.buffer, dx.buffer, 1, size, values.size);
+    return [dx];
+  });
+}
+
+/** Rows in other places: which row goes where, and back. Both int32. */
+export interface RowMove {
+  /** (M) the row of x that each row of the result is, -1 where it is zero. */
+  index: Tensor;
+  /** (N) the row of the result that each row of x becomes, -1 where it is left out. */
+  inverse: Tensor;
+}
+
+/**
+ * The move that makes row `index[r]` of `rows` ones row r, and zeros where the index is -1.
+ * @throws TensorError for an index out of range, or one that is there twice
+ */
+export function rowMove(index: ArrayLike<number>, rows: number, backend?: Backend): RowMove {
+  const inverse = new Int32Array(rows).fill(-1);
+  for (let r = 0; r < index.length; r++) {
+    const from = index[r]!;
+    if (from === -1) continue;
+    if (!(from >= 0 && from < rows) || inverse[from] !== -1) throw new TensorError(`rowMove: expected each row from 0 to ${rows - 1} at most once (or -1), got ${from} at position ${r}.`);
+    inverse[from] = r;
+  }
+  return { index: tensor(index, [index.length], "int32", backend), inverse: tensor(inverse, [rows], "int32", backend) };
+}
+
+/** The move that puts rows back where they were; those that were left out become zero. */
+export const moveBack = ({ index, inverse }: RowMove): RowMove => ({ index: inverse, inverse: index });
+
+/** y[r] = x[index[r]], zeros where the index is -1. Its gradient moves rows back. @param x (N, D) @returns (M, D) */
+export function moveRows(x: Tensor, { index, inverse }: RowMove): Tensor {
+  checkOperands("moveRows", "float32", x);
+  checkOperands("moveRows", "int32", index, inverse);
+  const [n, width] = x.shape as [number, number];
+  if (x.rank !== 2 || n !== inverse.size) throw new TensorError(`moveRows: expected x (N, D) with the N = ${inverse.size} rows of the move, got [${x.shape.join(", ")}].`);
+  const y = empty([index.size, width], "float32", x.backend);
+  x.backend.gatherRows(x.buffer, index.buffer, y.buffer, index.size, width);
+  return record("moveRows", y, [x], (dy) => {
+    const dx = empty(x.shape, "float32", x.backend);
+    x.backend.gatherRows(dy.buffer, inverse.buffer, dx.buffer, n, width);
     return [dx];
   });
 }
