@@ -36,7 +36,16 @@ export { Adam, Sgd, type AdamOptions, type Optimizer } from "./optim/optimizers.
 export { constant, inverseSquareRoot, stepDecay, type Schedule } from "./optim/schedules.js";
 export { clipScale, globalNorm } from "./optim/clip.js";
 export { FeedForward, LanguageModel, type LanguageModelConfig, type LanguageModelOutput, type MiddleConfig, type MoeMiddle } from "./models/language-model.js";
-export { computeCost } from "./models/cost.js";
+export {
+  TranslationModel,
+  type DecoderState,
+  type RoutedLayer,
+  type SourceBatch,
+  type TranslationBatch,
+  type TranslationModelConfig,
+  type TranslationModelOutput,
+} from "./models/translation-model.js";
+export { computeCost, translationCost, type Cost } from "./models/cost.js";
 export { presetMiddle, PRESET_NAMES, type PresetOptions } from "./models/presets.js";
 export {
   corpusBleu,

@@ -1,7 +1,8 @@
 /** What a language model costs: multiply-adds a token and parameters, as the paper's tables count them (Shazeer et al. 2017, Tables 7 and 8). */
 
 import { gateTopK, type GateConfig } from "../moe/gates/index.js";
-import type { LanguageModelConfig, MoeMiddle } from "./language-model.js";
+import type { LanguageModelConfig, MiddleConfig, MoeMiddle } from "./language-model.js";
+import type { TranslationModelConfig } from "./translation-model.js";
 
 /** A gate of a mixture as its costs need it: at the second level of a hierarchical one there is one for each of `groups` groups. */
 export interface GateLevel {
@@ -70,39 +71,68 @@ export function expertSize(
   return { weights, biases: bias ? widths.reduce((sum, width) => sum + width, hiddenSize) : 0 };
 }
 
+/** What a model costs. */
+export interface Cost {
+  /** Multiply-adds of a forward pass per token, without the softmax. */
+  opsPerTimestep: number;
+  /** Without embedding and softmax. */
+  parameters: number;
+}
+
 /** Multiply-adds of a forward pass per token, without the softmax, and parameters without embedding and softmax (Tables 7 and 8). */
-export function computeCost(config: LanguageModelConfig): { opsPerTimestep: number; parameters: number } {
+export function computeCost(config: LanguageModelConfig): Cost {
   const { hiddenSize: D, lstmSize: H, middle } = config;
-  const projected = H === D ? 0 : H * D;
-  const oneLstm = 2 * D * 4 * H + projected;
   const layers = 2 + (middle.kind === "lstm" ? middle.layers : 0);
-  let ops = layers * oneLstm;
-  let parameters = layers * oneLstm;
+  const lstms = layers * lstmCost(D, H, H === D ? undefined : D);
+  const between = middleCost(middle, D);
+  return { opsPerTimestep: lstms + between.opsPerTimestep, parameters: lstms + between.parameters };
+}
+
+/**
+ * As `computeCost`, of a translation model: a timestep is one of the encoder and one of the decoder. What attention does for each pair of positions is left
+ * out, as it depends on the lengths: A + D for each.
+ */
+export function translationCost(config: TranslationModelConfig): Cost {
+  const { hiddenSize: D, lstmSize: H, attentionSize: A, middle } = config;
+  const projection = H === D ? undefined : D;
+  const lstms = 2 * lstmCost(D, H, D) + 4 * lstmCost(D, H, projection);
+  // Gates are fed what was read; keys once a source position, and queries.
+  const attention = 4 * H * D + 2 * D * A;
+  const between = middleCost(middle, D);
+  return { opsPerTimestep: lstms + attention + 2 * between.opsPerTimestep, parameters: lstms + attention + A + 2 * between.parameters };
+}
+
+/** Multiply-adds a step, and weights, of an LSTM layer of H units over inputs of width D, projected or not. */
+export function lstmCost(D: number, H: number, projection: number | undefined): number {
+  return 4 * H * (D + (projection ?? H)) + (projection === undefined ? 0 : H * projection);
+}
+
+/** What stands between LSTM layers of width D. */
+export function middleCost(middle: MiddleConfig, D: number): Cost {
   if (middle.kind === "dense") {
     const widths = [D, ...middle.hiddenSizes, D];
     const size = widths.slice(1).reduce((sum, width, i) => sum + widths[i]! * width, 0);
-    ops += size;
-    parameters += size;
-  } else if (middle.kind === "moe") {
-    const widths = expertWidths(middle, D);
-    const expert = expertSize(widths, D, middle);
-    ops += expertsPerRow(middle) * expert.weights;
-    parameters += totalExperts(middle) * (expert.weights + expert.biases);
-    if (middle.sharedExperts) {
-      const shared = expertSize(
-        widths.map((width) => width * middle.sharedExperts!),
-        D,
-        middle,
-      );
-      ops += shared.weights;
-      parameters += shared.weights + shared.biases;
-    }
-    for (const { type, numExperts, count, perRow } of gateLevels(middle)) {
-      // W_g, and W_noise where there is noise, for every expert that the gate chooses from: D·a + k·D·b each for a groups of b, of which a row goes to k.
-      const matrices = nameOf(type) === "noisy-top-k" ? 2 : 1;
-      ops += perRow * matrices * D * numExperts;
-      parameters += count * (matrices * D * numExperts + (nameOf(type) === "strictly-balanced" ? numExperts : 0));
-    }
+    return { opsPerTimestep: size, parameters: size };
+  }
+  if (middle.kind !== "moe") return { opsPerTimestep: 0, parameters: 0 };
+  const widths = expertWidths(middle, D);
+  const expert = expertSize(widths, D, middle);
+  let ops = expertsPerRow(middle) * expert.weights;
+  let parameters = totalExperts(middle) * (expert.weights + expert.biases);
+  if (middle.sharedExperts) {
+    const shared = expertSize(
+      widths.map((width) => width * middle.sharedExperts!),
+      D,
+      middle,
+    );
+    ops += shared.weights;
+    parameters += shared.weights + shared.biases;
+  }
+  for (const { type, numExperts, count, perRow } of gateLevels(middle)) {
+    // W_g, and W_noise where there is noise, for every expert that the gate chooses from: D·a + k·D·b each for a groups of b, of which a row goes to k.
+    const matrices = nameOf(type) === "noisy-top-k" ? 2 : 1;
+    ops += perRow * matrices * D * numExperts;
+    parameters += count * (matrices * D * numExperts + (nameOf(type) === "strictly-balanced" ? numExperts : 0));
   }
   return { opsPerTimestep: ops, parameters };
 }

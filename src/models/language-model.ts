@@ -94,14 +94,15 @@ export class FeedForward extends Module {
   }
 }
 
-function makeMoE({ kind: _, numExperts, topK, secondaryGate, ...rest }: MoeMiddle, hiddenSize: number, seed: number): MoE {
-  const common = { hiddenSize, name: "moe", seed };
+/** The layer of a mixture's options. @param where at the head of messages @throws ConfigError for levels that do not fit together */
+export function makeMoE({ kind: _, numExperts, topK, secondaryGate, ...rest }: MoeMiddle, hiddenSize: number, seed: number, name = "moe", where = "LanguageModel"): MoE {
+  const common = { hiddenSize, name, seed };
   if (typeof numExperts === "number" && (topK === undefined || typeof topK === "number")) {
-    if (secondaryGate !== undefined) throw new ConfigError(expectation("LanguageModel", "a secondaryGate only where numExperts is [groups, experts of each group]", numExperts));
+    if (secondaryGate !== undefined) throw new ConfigError(expectation(where, "a secondaryGate only where numExperts is [groups, experts of each group]", numExperts));
     return new MoE({ ...rest, ...common, numExperts, ...(topK === undefined ? {} : { topK }) });
   }
   if (typeof numExperts === "number" || typeof topK === "number") {
-    throw new ConfigError(expectation("LanguageModel", "numExperts and topK of as many levels", [numExperts, topK]));
+    throw new ConfigError(expectation(where, "numExperts and topK of as many levels", [numExperts, topK]));
   }
   const { capacityFactor, evalCapacityFactor, dropPolicy, gate = "noisy-top-k", ...others } = rest;
   // Capacities are options of a gate there: these are of the gate that chooses experts.

@@ -1,0 +1,262 @@
+/**
+ * The paper's translation model (Shazeer et al. 2017, App. E): GNMT (Wu et al. 2016) made small, with a mixture of experts in the encoder and one in the
+ * decoder. With the MoE replaced it is the dense baseline of equal computation.
+ */
+
+import { checkInteger, checkNumber, firstNonFinite } from "../core/checks.js";
+import { ConfigError, NonFiniteError, expectation } from "../core/errors.js";
+import { MoE, type MoEOutput } from "../moe/layer.js";
+import { addLosses } from "../moe/losses.js";
+import { AttentiveLstm, type AttentionKind } from "../nn/attentive-lstm.js";
+import { BidirectionalLstm, Lanes } from "../nn/bidirectional.js";
+import { smoothedCrossEntropy } from "../nn/label-smoothing.js";
+import { Dropout, Embedding, Lstm } from "../nn/layers.js";
+import { Module, parameter, type RunContext } from "../nn/module.js";
+import type { AttentionMemory } from "../tensor/ops/attentive-lstm.js";
+import { add, sigmoid } from "../tensor/ops/elementwise.js";
+import type { LstmState } from "../tensor/ops/lstm.js";
+import { matmul } from "../tensor/ops/products.js";
+import { moveBack, moveRows, type RowMove } from "../tensor/ops/rows.js";
+import { reshape, transpose } from "../tensor/ops/shape.js";
+import { scope } from "../tensor/scope.js";
+import { noGrad } from "../tensor/tape.js";
+import { tensor, type Tensor } from "../tensor/tensor.js";
+import { FeedForward, makeMoE, type MiddleConfig } from "./language-model.js";
+
+/** Sizes and regularisation of a `TranslationModel`. */
+export interface TranslationModelConfig {
+  /** Of the vocabulary that source and target share. */
+  vocabSize: number;
+  /** Width of every layer's input and output. */
+  hiddenSize: number;
+  /** Units of an LSTM layer; with more than hiddenSize they are projected back. Each direction of the first layer has as many. */
+  lstmSize: number;
+  /** A, width of the attention's keys and queries. */
+  attentionSize: number;
+  attention: AttentionKind;
+  /** Between encoder layers 2 and 3, and once more between decoder layers 1 and 2: of each kind but `lstm`. */
+  middle: MiddleConfig;
+  /** On the output of embedding, LSTM and MoE. */
+  dropout: number;
+  /** Sigmoid on the MoE's output (App. E). */
+  sigmoid: boolean;
+  /** Add the input of each LSTM and MoE to its output. */
+  residual: boolean;
+  /** Whether the softmax's weights are the embedding's. Source and target share one embedding in any case. */
+  tied: boolean;
+  /** ε of label smoothing; 0: none, as in the paper. */
+  labelSmoothing: number;
+  seed: number;
+}
+
+/** Sources of a batch, time first: position t of lane b at t · batchSize + b, the padding behind each sentence. */
+export interface SourceBatch {
+  readonly sources: Int32Array;
+  readonly sourceLengths: Int32Array;
+  readonly sourceSteps: number;
+  readonly batchSize: number;
+}
+
+/** A batch of pairs, as `PairBatchStream` makes them. */
+export interface TranslationBatch extends SourceBatch {
+  /** (targetSteps, batchSize) the id before each target. */
+  readonly inputs: Int32Array;
+  /** (targetSteps, batchSize) ids, −1 in the padding behind each sentence. */
+  readonly targets: Int32Array;
+  readonly targetSteps: number;
+}
+
+/** What a mixture did, with the rows of the batch that it saw: row r of the mixture is row packing.index[r] of the (time, batch) rectangle. */
+export interface RoutedLayer {
+  moe: MoEOutput;
+  packing: RowMove | undefined;
+}
+
+/** States of the decoder's two layers, between steps. */
+export type DecoderState = [attentive: LstmState, lstm: LstmState];
+
+/** What `TranslationModel.forward` gives. */
+export interface TranslationModelOutput {
+  /** Mean loss over the targets in nats, what to train by: with label smoothing where there is some. */
+  loss: Tensor;
+  /** Mean cross-entropy, whose exponential is the perplexity. */
+  crossEntropy: Tensor;
+  /** Balance losses of both mixtures. */
+  auxLoss?: Tensor;
+  encoder?: RoutedLayer;
+  decoder?: RoutedLayer;
+}
+
+type Watch = (layer: string, ...outputs: readonly Tensor[]) => void;
+const DROPOUTS = [
+  "encoder.embedding",
+  "encoder.lstm.0",
+  "encoder.lstm.1",
+  "encoder.middle",
+  "encoder.lstm.2",
+  "decoder.embedding",
+  "decoder.lstm.0",
+  "decoder.middle",
+  "decoder.lstm.1",
+];
+const EVALUATION: RunContext = { training: false, seed: 0, step: 0, firstRow: 0 };
+
+/** Encoder of three LSTM layers and decoder of two, with a mixture of experts (or what stands in its place) in each. */
+export class TranslationModel extends Module {
+  readonly config: TranslationModelConfig;
+  readonly embedding: Embedding;
+  readonly bidirectional: BidirectionalLstm;
+  /** Encoder layers 2 and 3. */
+  readonly encoderLstm: readonly [Lstm, Lstm];
+  readonly encoderMiddle: MoE | FeedForward | undefined;
+  readonly attentive: AttentiveLstm;
+  readonly decoderMiddle: MoE | FeedForward | undefined;
+  readonly decoderLstm: Lstm;
+  /** (V, D), unless it is the embedding. */
+  readonly softmaxWeight: Tensor | undefined;
+  /** (V) */
+  readonly softmaxBias: Tensor;
+  readonly #dropouts: ReadonlyMap<string, Dropout>;
+
+  /** @throws ConfigError for a size or rate that cannot be used, or a middle of LSTM layers */
+  constructor(config: TranslationModelConfig) {
+    super();
+    this.config = config;
+    const where = "TranslationModel";
+    const { vocabSize, hiddenSize, lstmSize, attentionSize, attention, middle, dropout, labelSmoothing, tied, seed } = config;
+    checkInteger(where, "vocabSize", vocabSize, { min: 2 });
+    checkInteger(where, "hiddenSize", hiddenSize, { min: 1 });
+    checkInteger(where, "lstmSize", lstmSize, { min: 1 });
+    checkInteger(where, "attentionSize", attentionSize, { min: 1 });
+    checkNumber(where, "dropout", dropout, { min: 0, max: 0.99 });
+    checkNumber(where, "labelSmoothing", labelSmoothing, { min: 0, max: 0.999 });
+    if (middle.kind === "lstm") throw new ConfigError(expectation(where, "a middle moe, dense or none", middle.kind));
+    const makeMiddle = (name: string): MoE | FeedForward | undefined => {
+      if (middle.kind === "moe") return makeMoE(middle, hiddenSize, seed, name, where);
+      return middle.kind === "dense" ? new FeedForward({ hiddenSize, hiddenSizes: middle.hiddenSizes, name, seed }) : undefined;
+    };
+    const sizes = { seed, inputSize: hiddenSize, hiddenSize: lstmSize, projectionSize: lstmSize === hiddenSize ? undefined : hiddenSize };
+    this.embedding = new Embedding({ name: "embedding", seed, vocabSize, hiddenSize });
+    // Projected even where the others are not: so the sum of both directions is one projection of the units of both.
+    this.bidirectional = new BidirectionalLstm({ ...sizes, name: "bidirectional", projectionSize: hiddenSize });
+    this.encoderLstm = [new Lstm({ ...sizes, name: "encoderLstm.0" }), new Lstm({ ...sizes, name: "encoderLstm.1" })];
+    this.encoderMiddle = makeMiddle("encoderMiddle");
+    this.attentive = new AttentiveLstm({ ...sizes, name: "attentive", memorySize: hiddenSize, attentionSize, kind: attention });
+    this.decoderMiddle = makeMiddle("decoderMiddle");
+    this.decoderLstm = new Lstm({ ...sizes, name: "decoderLstm" });
+    this.softmaxWeight = tied ? undefined : parameter("softmaxWeight", [vocabSize, hiddenSize], { kind: "normal", std: 1 / Math.sqrt(hiddenSize) }, seed);
+    this.softmaxBias = parameter("softmaxBias", [vocabSize], { kind: "zeros" }, seed);
+    this.#dropouts = new Map(DROPOUTS.map((name) => [name, new Dropout(dropout, name)]));
+  }
+
+  /** The encoder's mixture, then the decoder's, where there are some. */
+  get mixtures(): MoE[] {
+    return [this.encoderMiddle, this.decoderMiddle].filter((layer) => layer instanceof MoE);
+  }
+
+  /** What the decoder attends to. Positions of the padding are left out of everything. */
+  encode(batch: SourceBatch, context: RunContext = EVALUATION, watch: Watch = () => {}): { memory: AttentionMemory; routed?: RoutedLayer } {
+    const { sources, sourceLengths, sourceSteps: S, batchSize: B } = batch;
+    const lanes = new Lanes(sourceLengths, S);
+    const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `encoder.${layer}`, context, watch);
+    const x0 = drop(this.embedding.forward(tensor(sources, [S, B], "int32")), "embedding");
+    const x1 = this.#residual(drop(this.bidirectional.forward(x0, lanes), "lstm.0"), x0);
+    const x2 = this.#residual(drop(this.encoderLstm[0].forward(x1).output, "lstm.1"), x1);
+    const { output: x3, routed } = this.#middle("encoder", this.encoderMiddle, x2, lanes.packing(), context, watch);
+    const x4 = this.#residual(drop(this.encoderLstm[1].forward(x3).output, "lstm.2"), x3);
+    return { memory: this.attentive.memory(x4, lanes.attentionBias()), ...(routed ? { routed } : {}) };
+  }
+
+  /**
+   * The vectors that the softmax sees, for some steps of the decoder.
+   * @param inputs int32 (T, B) @param state of the step before; the start when left out @param packing rows that are no padding; all when left out
+   * @returns output (T, B, D), the state after the last step, and attention (T, B, S)
+   */
+  decode(
+    memory: AttentionMemory,
+    inputs: Tensor,
+    state?: DecoderState,
+    { context = EVALUATION, packing, watch = () => {} }: { context?: RunContext; packing?: RowMove; watch?: Watch } = {},
+  ): { output: Tensor; state: DecoderState; attention: Tensor; routed?: RoutedLayer } {
+    const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `decoder.${layer}`, context, watch);
+    const y0 = drop(this.embedding.forward(inputs), "embedding");
+    const attended = this.attentive.forward(y0, memory, state?.[0]);
+    const y1 = this.#residual(drop(attended.output, "lstm.0"), y0);
+    const { output: y2, routed } = this.#middle("decoder", this.decoderMiddle, y1, packing, context, watch);
+    const last = this.decoderLstm.forward(y2, state?.[1]);
+    const y3 = this.#residual(drop(last.output, "lstm.1"), y2);
+    return { output: y3, state: [attended.state, last.state], attention: attended.weights, ...(routed ? { routed } : {}) };
+  }
+
+  /** Logits (N, V) of rows (N, D). */
+  logits(rows: Tensor): Tensor {
+    return add(matmul(rows, transpose(this.#classes)), this.softmaxBias);
+  }
+
+  /** Loss of predicting the targets. */
+  forward(batch: TranslationBatch, context: RunContext = this.ownContext(), watch: Watch = () => {}): TranslationModelOutput {
+    const { inputs, targets, targetSteps: T, batchSize: B } = batch;
+    const lengths = new Int32Array(B);
+    targets.forEach((id, i) => (lengths[i % B]! += id >= 0 ? 1 : 0));
+    const packing = new Lanes(lengths, T).packing();
+    const encoded = this.encode(batch, context, watch);
+    const decoded = this.decode(encoded.memory, tensor(inputs, [T, B], "int32"), undefined, { context, packing, watch });
+    const rows = moveRows(reshape(decoded.output, [-1, this.config.hiddenSize]), packing);
+    const classes = Int32Array.from(packing.index.dataSync(), (row) => targets[row]!);
+    const { loss, crossEntropy } = smoothedCrossEntropy(rows, this.#classes, this.softmaxBias, tensor(classes, [classes.length], "int32"), this.config.labelSmoothing);
+    const auxLoss = decoded.routed && addLosses(encoded.routed?.moe.auxLoss, decoded.routed.moe.auxLoss);
+    return {
+      loss,
+      crossEntropy,
+      ...(auxLoss ? { auxLoss } : {}),
+      ...(encoded.routed ? { encoder: encoded.routed } : {}),
+      ...(decoded.routed ? { decoder: decoded.routed } : {}),
+    };
+  }
+
+  /**
+   * The error for a loss that is not finite, naming what is the first not to be: a parameter, or else a layer's output. It runs the model once more.
+   * @param where what was being done, at the head of the message
+   */
+  explainNonFinite(where: string, loss: number, batch: TranslationBatch, context: RunContext): NonFiniteError {
+    const hint = "Lower the learning rate (--learning-rate) or clip the gradients harder (--max-grad-norm).";
+    for (const [name, p] of this.namedState()) {
+      const values = p.dataSync();
+      const at = firstNonFinite(values);
+      if (at >= 0) return new NonFiniteError(expectation(where, `finite values in parameter ${name}`, values[at], hint));
+    }
+    let [layer, value] = ["softmax", loss];
+    const watch: Watch = (name, ...outputs) => {
+      if (layer !== "softmax") return;
+      const bad = outputs.map((output) => output.dataSync()).find((values) => firstNonFinite(values) >= 0);
+      if (bad) [layer, value] = [name, bad[firstNonFinite(bad)]!];
+    };
+    noGrad(() => scope(() => void this.forward(batch, context, watch)));
+    return new NonFiniteError(expectation(where, `a finite output of ${layer}`, value, hint));
+  }
+
+  get #classes(): Tensor {
+    return this.softmaxWeight ?? this.embedding.weight;
+  }
+
+  #drop(x: Tensor, layer: string, context: RunContext, watch: Watch): Tensor {
+    watch(layer, x);
+    return this.#dropouts.get(layer)!.forward(x, context);
+  }
+
+  #residual(y: Tensor, x: Tensor): Tensor {
+    return this.config.residual ? add(y, x) : y;
+  }
+
+  /** Mixture or feed-forward network over all positions that count, at once. */
+  #middle(part: "encoder" | "decoder", layer: MoE | FeedForward | undefined, x: Tensor, packing: RowMove | undefined, context: RunContext, watch: Watch): { output: Tensor; routed?: RoutedLayer } {
+    if (!layer) return { output: x };
+    const all = reshape(x, [-1, this.config.hiddenSize]);
+    const rows = packing ? moveRows(all, packing) : all;
+    const routed = layer instanceof MoE ? { moe: layer.forward(rows, context), packing } : undefined;
+    if (routed) watch(`${part}.gate`, routed.moe.gates, routed.moe.importance, routed.moe.load, routed.moe.auxLoss);
+    const y = routed ? routed.moe.output : (layer as FeedForward).forward(rows);
+    const joined = this.#residual(this.#drop(this.config.sigmoid ? sigmoid(y) : y, `${part}.middle`, context, watch), rows);
+    return { output: reshape(packing ? moveRows(joined, moveBack(packing)) : joined, x.shape), ...(routed ? { routed } : {}) };
+  }
+}
