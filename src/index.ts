@@ -45,6 +45,7 @@ export {
   type TranslationModelConfig,
   type TranslationModelOutput,
 } from "./models/translation-model.js";
+export { beamSearch, type BeamOptions, type Hypothesis } from "./models/beam-search.js";
 export { computeCost, translationCost, type Cost } from "./models/cost.js";
 export { presetMiddle, PRESET_NAMES, type PresetOptions } from "./models/presets.js";
 export {

@@ -15,12 +15,11 @@ import { Module, parameter, type RunContext } from "../nn/module.js";
 import type { AttentionMemory } from "../tensor/ops/attentive-lstm.js";
 import { add, sigmoid } from "../tensor/ops/elementwise.js";
 import type { LstmState } from "../tensor/ops/lstm.js";
-import { matmul } from "../tensor/ops/products.js";
 import { moveBack, moveRows, type RowMove } from "../tensor/ops/rows.js";
-import { reshape, transpose } from "../tensor/ops/shape.js";
+import { reshape } from "../tensor/ops/shape.js";
 import { scope } from "../tensor/scope.js";
 import { noGrad } from "../tensor/tape.js";
-import { tensor, type Tensor } from "../tensor/tensor.js";
+import { empty, tensor, type Tensor } from "../tensor/tensor.js";
 import { FeedForward, makeMoE, type MiddleConfig } from "./language-model.js";
 
 /** Sizes and regularisation of a `TranslationModel`. */
@@ -188,9 +187,13 @@ export class TranslationModel extends Module {
     return { output: y3, state: [attended.state, last.state], attention: attended.weights, ...(routed ? { routed } : {}) };
   }
 
-  /** Logits (N, V) of rows (N, D). */
+  /** Logits (N, V) of rows (N, D): for decoding, detached from the tape. */
   logits(rows: Tensor): Tensor {
-    return add(matmul(rows, transpose(this.#classes)), this.softmaxBias);
+    const [classes, backend] = [this.#classes, rows.backend];
+    const [N, D, V] = [rows.shape[0]!, this.config.hiddenSize, this.config.vocabSize];
+    const logits = empty([N, V], "float32", backend);
+    backend.gemm(false, true, N, V, D, 1, rows.buffer, D, classes.buffer, D, 0, logits.buffer, V);
+    return noGrad(() => add(logits, this.softmaxBias));
   }
 
   /** Loss of predicting the targets. */
