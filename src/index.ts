@@ -48,6 +48,8 @@ export {
 export { beamSearch, type BeamOptions, type Hypothesis } from "./models/beam-search.js";
 export { computeCost, translationCost, type Cost } from "./models/cost.js";
 export { presetMiddle, PRESET_NAMES, type PresetOptions } from "./models/presets.js";
+export { translate, type Translated, type TranslateOptions, type Translation } from "./train/translation/translate.js";
+export { loadTranslationModel, type LoadedTranslation, type Which } from "./train/translation/restore.js";
 export {
   corpusBleu,
   sentenceBleu,

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** The command line: `sparsegate train | eval | generate | inspect | reproduce | doctor | demo`. Results go to stdout, progress to stderr. */
+/** The command line: `sparsegate train | eval | translate | generate | inspect | reproduce | doctor | demo`. Results go to stdout, progress to stderr. */
 
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError } from "commander";
@@ -24,6 +24,18 @@ const EXIT_CODES = `
 Exit codes: 0 done; 1 something to be mended, said in one line; 70 a bug of sparsegate; 130 or 143 training was interrupted by
 Ctrl-C or SIGTERM and has written a checkpoint. Progress and messages go to stderr, results to stdout.`;
 
+/** Options of commands that search for translations. */
+function searching(command: Command): Command {
+  return command
+    .option("--language <code>", "language to translate into, for a model of several")
+    .option("--beam-size <n>", "beams; 1 takes the likeliest token", wholeNumber, 4)
+    .option("--length-penalty <x>", "GNMT's alpha: more gives longer translations", number, 0.6)
+    .option("--coverage-penalty <x>", "GNMT's beta: against source words that were not read", number, 0)
+    .option("--batch-size <n>", "sentences at once", wholeNumber, 32)
+    .option("--checkpoint <which>", "best (by validation BLEU) or last", "best")
+    .option("--average <n>", "use the average of the last n checkpoints", wholeNumber);
+}
+
 function program(): Command {
   const root = new Command("sparsegate").description("Sparsely-gated mixture-of-experts networks on the CPU").version(version).showHelpAfterError("(add --help for the options)").addHelpText("after", EXIT_CODES);
   root
@@ -39,8 +51,9 @@ function program(): Command {
 
   const train = root
     .command("train")
-    .description("train a language model on text")
+    .description("train a language model on text, or with --task translation a translation model on pairs")
     .option("--config <file>", "JSON file of options in snake_case; flags and SPARSEGATE_TRAIN_* win over it")
+    .option("--preset <name>", "a named translation model, below the config file: wmt-none, wmt-moe-32, wmt-moe-512-h, wmt-moe-2048-h, multilingual-moe-512, captions-dense, captions-moe, messages-dense, messages-moe")
     .option("--resume [dir]", "go on from a checkpoint, or from the latest one of a run (of --output-dir when none is named), with its configuration")
     .option("--overwrite", "discard the checkpoints of an earlier run in --output-dir, or those after the one that is resumed")
     .option("--dry-run", "print parameters, ops/timestep and memory, and stop")
@@ -53,12 +66,21 @@ function program(): Command {
   }
   train.action(async (options: Record<string, unknown>) => (await import("./train.js")).trainCommand(options));
 
-  root
-    .command("eval <run>")
-    .description("perplexity of a trained model, by the exact softmax")
-    .option("--data <file>", "text, plain or .gz; default: the run's test or valid text")
+  searching(
+    root
+      .command("eval <run>")
+      .description("perplexity of a trained model, by the exact softmax; of a translation model BLEU and chrF too")
+      .option("--data <file>", "text, plain or .gz; default: the run's test or valid text")
+      .option("--target <file>", "translations of --data, for a translation model"),
+  )
     .option("--json", "print the result as JSON")
     .action(async (run: string, options: Record<string, unknown>) => (await import("./use.js")).evalCommand(run, options));
+  searching(root.command("translate <run> [text...]").description("translate a text, or stdin line by line"))
+    .option("--n-best <n>", "so many translations of each line, with line number and score", wholeNumber, 1)
+    .option("--attention", "with --json: what was read of each source token")
+    .option("--no-progress", "no live progress")
+    .option("--json", "print a JSON object a line")
+    .action(async (run: string, text: string[], options: Record<string, unknown>) => (await import("./translation.js")).translateCommand(run, text, options));
   root
     .command("generate <run>")
     .description("text from a trained model")

@@ -11,6 +11,8 @@ import { checkSameModel, openCheckpoint, runFolder, tokenizerOf } from "../train
 import { caveats, effectiveMoe } from "../train/moe-config.js";
 import { corporaOf, makeDatasets, modelConfig } from "../train/setup.js";
 import { checkpointsInTheWay, trainOn, type TrainResult } from "../train/trainer.js";
+import { isTranslation } from "../train/translation/config.js";
+import { translationPreset } from "../train/translation/presets.js";
 import { openBackend } from "./backend.js";
 import { bytes, compact, table } from "./format.js";
 import { makeOutputFolder } from "./output.js";
@@ -21,14 +23,17 @@ type Options = Record<string, unknown>;
 export async function trainCommand(options: Options): Promise<void> {
   const sources: Sources = { file: options["config"] as string | undefined, env: process.env, flags: flagsOf(options) };
   const checkpoint = checkpointOf(options["resume"], sources);
+  const preset = options["preset"] as string | undefined;
   const config = resolveConfig({
     ...sources,
-    base: checkpoint && {
-      values: { ...checkpoint.config, output_dir: runFolder(checkpoint) },
-      where: `${checkpoint.path}/config.json`,
-    },
+    base: checkpoint
+      ? { values: { ...checkpoint.config, output_dir: runFolder(checkpoint) }, where: `${checkpoint.path}/config.json` }
+      : preset === undefined
+        ? undefined
+        : { values: translationPreset(preset), where: `--preset ${preset}` },
   });
   if (checkpoint) checkSameModel(config, checkpoint);
+  if (isTranslation(config)) return (await import("./translation.js")).trainTranslationCommand(config, checkpoint, options);
   const overwrite = options["overwrite"] === true;
   const json = options["json"] === true;
   if (options["dryRun"] === true) return dryRun(config, checkpoint, json);

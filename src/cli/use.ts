@@ -19,8 +19,12 @@ function balanceFigures({ cvImportance, cvLoad, maxOverMeanLoad, unused }: Balan
   return { cv_importance: cvImportance, cv_load: cvLoad, max_over_mean_load: maxOverMeanLoad, unused_experts: unused };
 }
 
-export function evalCommand(run: string, options: Options): void {
+export async function evalCommand(run: string, options: Options): Promise<void> {
   const checkpoint = openCheckpoint("eval", run);
+  if (checkpoint.config["task"] === "translation") return (await import("./translation.js")).evalTranslationCommand(run, options);
+  for (const flag of ["target", "language", "average"]) {
+    if (options[flag] !== undefined) throw new ConfigError(expectation(`eval --${flag}`, "a translation model", run));
+  }
   const path = (options["data"] as string | undefined) ?? checkpoint.config["test"] ?? checkpoint.config["valid"];
   if (typeof path !== "string") throw new ConfigError(expectation("eval", "--data, a text file", "none", `${run} was trained without --test and --valid.`));
   const lines = readLines(path);

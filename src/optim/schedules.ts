@@ -12,13 +12,14 @@ export function constant(learningRate: number): Schedule {
 }
 
 /**
- * Rises linearly to `peak` over `warmupSteps`, then falls with 1/√step (Shazeer et al. 2017, App. C):
- * peak · min(step / warmupSteps, √(warmupSteps / step)).
+ * Rises linearly to `peak` over `warmupSteps`, stays there for `holdSteps` (Shazeer et al. 2017, App. E; none in App. C), then falls with 1/√step:
+ * peak · min(step / warmup, 1, √((warmup + hold) / step)).
  */
-export function inverseSquareRoot(peak: number, warmupSteps: number): Schedule {
+export function inverseSquareRoot(peak: number, warmupSteps: number, holdSteps = 0): Schedule {
   checkNumber("inverseSquareRoot", "peak", peak, { min: 0 });
   checkInteger("inverseSquareRoot", "warmupSteps", warmupSteps, { min: 1 });
-  return (step) => peak * Math.min(step / warmupSteps, Math.sqrt(warmupSteps / Math.max(step, 1)));
+  checkInteger("inverseSquareRoot", "holdSteps", holdSteps, { min: 0 });
+  return (step) => peak * Math.min(step / warmupSteps, 1, Math.sqrt((warmupSteps + holdSteps) / Math.max(step, 1)));
 }
 
 /**

@@ -137,6 +137,11 @@ export class BpeTokenizer implements Tokenizer {
     return new TextDecoder("utf-8", { ignoreBOM: true }).decode(this.#bytes(ids));
   }
 
+  /** The special tokens, the end-of-sentence token among them. */
+  get specialTokens(): string[] {
+    return [...this.#special].map((id) => this.#tokens[id]);
+  }
+
   /** The id of a special token, one of `specialTokens` in training. No text encodes to it. */
   specialId(token: string): number {
     for (const id of this.#special) if (this.#tokens[id] === token) return id;

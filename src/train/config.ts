@@ -6,6 +6,7 @@ import { ConfigError, FileError, expectation } from "../core/errors.js";
 import { didYouMean, nearest } from "../core/suggest.js";
 import { fileError } from "./atomic.js";
 import { moeFields, uselessOptions } from "./moe-config.js";
+import { misplacedOptions, translationFields, withTranslationDefaults } from "./translation/config.js";
 
 /** Widths and lanes: far above what fits into memory, far below where array lengths overflow. */
 const size = z.number().int().min(1).max(65_536);
@@ -37,6 +38,7 @@ export const trainConfigSchema = z.strictObject({
     .default(8192),
   /** The end-of-sentence symbol of a word vocabulary. */
   eos: z.string().min(1).default("</s>"),
+  ...translationFields,
 
   /** The paper's names (Table 7). Default MoE-32, or that of num_experts. */
   model: z.string().min(1).optional(),
@@ -100,6 +102,9 @@ interface Field {
 }
 
 const FIELDS = new Map(Object.entries(z.toJSONSchema(trainConfigSchema, { io: "input" }).properties ?? {}) as [string, Field][]);
+
+/** What the fields are where nothing is set. */
+const DEFAULTS: Readonly<Record<string, unknown>> = trainConfigSchema.parse({ train: "-" });
 
 /** snake_case → kebab-case flag. */
 export const flagOf = (key: string): string => `--${key.replaceAll("_", "-")}`;
@@ -201,8 +206,9 @@ function check(values: Record<string, unknown>, originOf: (key: string) => strin
     );
   }
   const warmup_steps = config.warmup_steps ?? Math.max(1, Math.min(200, Math.floor(config.max_steps / 10)));
-  const complete = { ...config, warmup_steps };
-  const useless = uselessOptions(complete, (key) => values[key] !== undefined);
+  const complete = withTranslationDefaults({ ...config, warmup_steps });
+  const wasSet = (key: string): boolean => values[key] !== undefined;
+  const useless = [...misplacedOptions(complete, wasSet, DEFAULTS), ...uselessOptions(complete, wasSet)];
   if (useless.length > 0) throw new ConfigError(useless.map(({ key, expected, hint }) => message(key, originOf(key), expected, values[key], hint)).join("\n"));
   // In the order of the schema, so that config.json does not depend on which values were given.
   return Object.fromEntries(

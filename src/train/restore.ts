@@ -87,6 +87,7 @@ export function tokenizerOf(checkpoint: Checkpoint): Tokenizer {
 /** A trained model from its checkpoint, for evaluation and generation. @throws FileError, ConfigError */
 export function loadModel(checkpoint: Checkpoint): { model: LanguageModel; config: TrainConfig; tokenizer: Tokenizer } {
   const config = checkConfig(checkpoint.config, join(checkpoint.path, "config.json"));
+  if (config.task !== "language-model") throw new ConfigError(expectation(checkpoint.path, "a language model", config.task, "For it there are train, eval and translate."));
   const tokenizer = tokenizerOf(checkpoint);
   const model = new LanguageModel(modelConfig(config, tokenizer.vocabSize));
   fillTensors(checkpoint, checkpoint.model, model.namedState());
@@ -98,6 +99,7 @@ const FIXED = [
   "text_mode", "vocab", "tokenizer", "vocab_size", "eos", "model", "branching", "hidden_size", "expert_hidden_size", "expert_layers", "lstm_size",
   "gate", "secondary_gate", "top_k", "secondary_top_k", "expert_activation", "expert_bias", "shared_experts", "sigmoid", "residual", "init_scale",
   "batch_size", "time_steps", "optimizer", "beta1", "factored_experts", "seed",
+  "task", "attention", "attention_size", "embeddings", "batch_tokens", "max_source_tokens", "max_target_tokens",
 ] as const; // prettier-ignore
 
 /** With the values of options that were left to the model and the gate. */

@@ -73,7 +73,7 @@ export function makeOptimizer(config: TrainConfig, parameters: ReadonlyMap<strin
 
 export function makeSchedule(config: TrainConfig): Schedule {
   if (config.schedule === "constant") return constant(config.learning_rate);
-  if (config.schedule === "inverse-sqrt") return inverseSquareRoot(config.learning_rate, config.warmup_steps);
+  if (config.schedule === "inverse-sqrt") return inverseSquareRoot(config.learning_rate, config.warmup_steps, config.decay_hold_steps);
   return stepDecay(config.learning_rate, { holdSteps: config.decay_hold_steps, everySteps: config.decay_every_steps, factor: config.decay_factor });
 }
 

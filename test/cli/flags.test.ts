@@ -33,7 +33,7 @@ test("train --help has a flag for each option, under the heading of its group", 
   }
   const [general, ...others] = [...groups.keys()];
   expect(general).toBe("Options");
-  expect(others).toEqual(["Text", "Model", "Gate", "Balance and capacity", "Experts", "Training", "Run"]);
+  expect(others).toEqual(["Text", "Translation", "Model", "Gate", "Balance and capacity", "Experts", "Training", "Run"]);
   const found = others.flatMap((heading) => groups.get(heading)!.map((flag) => flag.replace(/^no-/, "").replaceAll("-", "_")));
   expect(found.sort()).toEqual(Object.keys(trainConfigSchema.shape).sort());
   for (const heading of others) expect(groups.get(heading)!.length, heading).toBeLessThan(20);

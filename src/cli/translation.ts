@@ -1,0 +1,210 @@
+/** What the commands do with translation models: training, evaluation, and `sparsegate translate`. */
+
+import { readFileSync } from "node:fs";
+import { translationCost } from "../models/cost.js";
+import { ConfigError, FileError, expectation } from "../core/errors.js";
+import { defaultBackend } from "../tensor/default-backend.js";
+import { formatBleu } from "../text/bleu.js";
+import { corpusChrf, formatChrf } from "../text/chrf.js";
+import { PairBatchStream } from "../text/pair-batches.js";
+import { tokenizePairs } from "../text/pair-dataset.js";
+import { readParallel } from "../text/parallel.js";
+import type { Checkpoint } from "../train/checkpoint.js";
+import { Progress } from "../train/progress.js";
+import { tokenizerOf } from "../train/restore.js";
+import { checkpointsInTheWay } from "../train/trainer.js";
+import { TranslationModel } from "../models/translation-model.js";
+import { translationModelConfig, type TranslationConfig } from "../train/translation/config.js";
+import { makeTranslationDatasets, readCorpora } from "../train/translation/data.js";
+import { evaluateTranslation } from "../train/translation/evaluate.js";
+import { loadTranslationModel, type LoadedTranslation } from "../train/translation/restore.js";
+import { trainTranslation } from "../train/translation/trainer.js";
+import { translateSteps, type TranslateOptions, type Translation } from "../train/translation/translate.js";
+import { openBackend } from "./backend.js";
+import { makeOutputFolder, print } from "./output.js";
+import { stopSignal } from "./stop.js";
+
+type Options = Record<string, unknown>;
+
+/** Lines that are read ahead of what has been written, in batches: enough to sort by length. */
+const BATCHES_AT_ONCE = 16;
+
+export async function trainTranslationCommand(config: TranslationConfig, checkpoint: Checkpoint | undefined, options: Options): Promise<void> {
+  const [overwrite, json] = [options["overwrite"] === true, options["json"] === true];
+  const dryRun = options["dryRun"] === true;
+  if (!dryRun) {
+    // What can be refused is refused before the text is read.
+    makeOutputFolder(config.output_dir);
+    checkpointsInTheWay(config, { overwrite }, checkpoint);
+  }
+  const progress = new Progress({ enabled: options["progress"] !== false });
+  const corpora = await readCorpora(config);
+  const datasets = makeTranslationDatasets(config, corpora, checkpoint && tokenizerOf(checkpoint));
+  const [{ tooLong, pairs }] = datasets.train.groups as [(typeof datasets.train.groups)[number]];
+  const { emptySource, emptyTarget, emptyBoth } = corpora.train[0]!.leftOut;
+  progress.note(`Text: ${pairs} pairs to train on; ${tooLong} left out as too long, ${emptySource + emptyTarget + emptyBoth} as empty.`);
+  openBackend();
+  if (dryRun) {
+    // Complains where a pair does not fit into a batch.
+    void new PairBatchStream(datasets.train, { batchTokens: config.batch_tokens, seed: config.seed });
+    const model = new TranslationModel(translationModelConfig(config, datasets.tokenizer.vocabSize));
+    const cost = translationCost(model.config);
+    print({ model: config.model, vocab_size: datasets.tokenizer.vocabSize, parameters: model.numParameters(), ops_per_timestep: cost.opsPerTimestep, pairs, too_long: tooLong }, json);
+    defaultBackend().dispose();
+    return;
+  }
+  const stop = stopSignal(() => progress.announce("Stopping after this step; then a checkpoint is written. Once more to stop at once, without one."));
+  const result = await trainTranslation(config, datasets, { progress, signal: stop.signal, overwrite }, checkpoint).catch((error: unknown) => {
+    progress.finish(); // an error message begins on a line of its own
+    throw error;
+  });
+  progress.finish(`${config.model}: ${result.steps} steps, ${Math.round(result.tokensPerSecond)} target tokens/s`);
+  const { valid, test, best } = result;
+  const summary = {
+    model: config.model,
+    steps: result.steps,
+    finished: result.finished,
+    tokens_per_second: Math.round(result.tokensPerSecond),
+    seconds: Math.round(result.seconds),
+    peak_bytes: result.peakBytes,
+    valid_perplexity: valid?.perplexity ?? null,
+    valid_bleu: valid?.bleu ?? null,
+    best_step: best?.step ?? null,
+    best_valid_bleu: best?.bleu ?? null,
+    test_perplexity: test?.perplexity ?? null,
+    test_bleu: test?.bleu ?? null,
+    bleu_signature: (valid ?? test)?.texts[0]?.bleu.signature ?? null,
+    output_dir: config.output_dir,
+  };
+  print(json ? summary : Object.fromEntries(Object.entries(summary).filter(([, value]) => value !== null)), json);
+  if (!result.finished) {
+    process.stderr.write(`Interrupted at step ${result.steps} of ${config.max_steps}. Go on with: sparsegate train --resume ${config.output_dir}\n`);
+    process.exitCode = stop.exitCode();
+  }
+  stop.end();
+  defaultBackend().dispose();
+}
+
+/** Options of a search, as the flags of `translate` and `eval` give them. */
+function searchOf(options: Options, { multilingual, config }: LoadedTranslation, where: string): TranslateOptions {
+  const language = options["language"] as string | undefined;
+  if (multilingual !== (language !== undefined)) {
+    const [expected, hint] = multilingual ? ["--language, the one to translate into", "The model knows several."] : ["no --language", "The model knows one pair of languages."];
+    throw new ConfigError(expectation(where, expected, language ?? "none", hint));
+  }
+  return {
+    beamSize: options["beamSize"] as number,
+    lengthPenalty: options["lengthPenalty"] as number,
+    coveragePenalty: options["coveragePenalty"] as number,
+    batchSize: options["batchSize"] as number,
+    maxSourceTokens: config.max_source_tokens,
+    language,
+  };
+}
+
+function load(where: string, run: string, options: Options): LoadedTranslation {
+  const which = options["checkpoint"];
+  if (which !== "best" && which !== "last") throw new ConfigError(expectation("--checkpoint", "best or last", which));
+  return loadTranslationModel(where, run, { checkpoint: which, average: options["average"] as number | undefined });
+}
+
+/** `eval` of a translation model: perplexity, BLEU and chrF on a text and its translations. */
+export async function evalTranslationCommand(run: string, options: Options): Promise<void> {
+  openBackend();
+  const loaded = load("eval", run, options);
+  const { model, config, tokenizer, multilingual } = loaded;
+  const search = searchOf(options, loaded, "eval");
+  const given = options["data"] !== undefined;
+  const own = config.test === undefined ? ([config.valid, config.valid_target] as const) : ([config.test, config.test_target] as const);
+  const [data, target] = given ? [options["data"] as string, options["target"] as string | undefined] : own;
+  if (data === undefined) throw new ConfigError(expectation("eval", "--data and --target, a text and its translations", "none", `${run} was trained without --test and --valid.`));
+  const columns = config.source_column !== undefined && config.target_column !== undefined && target === undefined;
+  if (target === undefined && !columns) throw new ConfigError(expectation("eval", `--target, the translations of ${data}`, "none"));
+  const languages = search.language === undefined ? {} : { targetLanguage: search.language };
+  const corpus = await readParallel(
+    columns
+      ? { file: data, sourceColumn: config.source_column!, targetColumn: config.target_column!, empty: "keep", ...languages }
+      : { sourceFile: data, targetFile: target!, empty: "keep", ...languages },
+  );
+  const text = { name: data, corpus, data: tokenizePairs(corpus, tokenizer, { languageTokens: multilingual }) };
+  const begun = performance.now();
+  const result = evaluateTranslation(model, tokenizer, [text], { ...search, multilingual, batchTokens: config.batch_tokens });
+  const [one] = result.texts as [(typeof result.texts)[number]];
+  const scores = { bleu: one.bleu, multi_bleu: one.multiBleu };
+  print(
+    {
+      data,
+      checkpoint: loaded.from,
+      sentences: corpus.sources.length,
+      tokens: result.tokens,
+      loss: result.loss,
+      perplexity: result.perplexity,
+      ...Object.fromEntries(Object.entries(scores).map(([name, { score }]) => [name, score])),
+      chrf: corpusChrf(one.translations, corpus.targets).score,
+      seconds: Math.round((performance.now() - begun) / 100) / 10,
+      ...(options["json"] === true ? { bleu_signature: one.bleu.signature, multi_bleu_signature: one.multiBleu.signature } : {}),
+    },
+    options["json"],
+  );
+  if (options["json"] !== true) {
+    for (const score of Object.values(scores)) process.stdout.write(`${formatBleu(score, { width: 2, signature: true })}\n`);
+    process.stdout.write(`${formatChrf(corpusChrf(one.translations, corpus.targets), { signature: true })}\n`);
+  }
+  defaultBackend().dispose();
+}
+
+/** `sparsegate translate`: a text on the command line, or stdin line by line. */
+export function translateCommand(run: string, words: readonly string[], options: Options): void {
+  const lines = words.length > 0 ? [words.join(" ")] : linesOf(readFileSync(0));
+  openBackend();
+  const loaded = load("translate", run, options);
+  const nBest = options["nBest"] as number;
+  const search = { ...searchOf(options, loaded, "translate"), nBest };
+  const progress = new Progress({ enabled: options["progress"] !== false && words.length === 0 });
+  const begun = performance.now();
+  const size = BATCHES_AT_ONCE * (search.batchSize ?? 1);
+  let cut = 0;
+  for (let first = 0; first < lines.length; first += size) {
+    const part = lines.slice(first, first + size);
+    const steps = translateSteps(loaded.model, loaded.tokenizer, part, search);
+    let state = steps.next();
+    while (!state.done) {
+      const count = first + state.value;
+      progress.update(() => `${count}/${lines.length} lines  ${((1000 * count) / (performance.now() - begun)).toFixed(1)} lines/s`);
+      state = steps.next();
+    }
+    cut += state.value.cut;
+    for (const [i, translations] of state.value.translations.entries()) write(first + i + 1, part[i]!, translations, options, nBest > 1);
+  }
+  progress.finish(`${lines.length} lines in ${((performance.now() - begun) / 1000).toFixed(1)} s`);
+  if (cut > 0) process.stderr.write(`${cut} of ${lines.length} lines were longer than the ${loaded.config.max_source_tokens} tokens of training, and cut there.\n`);
+  defaultBackend().dispose();
+}
+
+function write(line: number, source: string, translations: readonly Translation[], options: Options, several: boolean): void {
+  // A line of output for each of input: a line break that a model makes up must not shift the rest.
+  const oneLine = (text: string): string => text.replaceAll(/[\r\n\u2028\u2029]+/g, " ");
+  if (options["json"] === true) {
+    const shown = translations.map(({ text, score, logProbability, sourceTokens, targetTokens, attention }) => ({
+      text,
+      score,
+      log_probability: logProbability,
+      ...(options["attention"] === true ? { source_tokens: sourceTokens, target_tokens: targetTokens, attention: attention.map((row) => Array.from(row, (p) => Math.round(1e4 * p) / 1e4)) } : {}),
+    }));
+    process.stdout.write(`${JSON.stringify({ line, source, translations: shown })}\n`);
+  } else if (several) for (const { text, score } of translations) process.stdout.write(`${line}\t${score.toFixed(4)}\t${oneLine(text)}\n`);
+  else process.stdout.write(`${oneLine(translations[0]!.text)}\n`);
+}
+
+/** @throws FileError for bytes that are not UTF-8 */
+function linesOf(bytes: Uint8Array): string[] {
+  let text: string;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    throw new FileError(expectation("translate", "UTF-8 text on stdin", "bytes that are not UTF-8"));
+  }
+  const lines = text.split(/\r?\n/);
+  if (lines.at(-1) === "") lines.pop();
+  return lines;
+}

@@ -1,0 +1,131 @@
+/** Translation from the command line: a run is trained, resumed, evaluated and translates; and what is said to input that cannot be used. */
+
+import { spawn } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { gzipSync } from "node:zlib";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { TRANSLATION_PRESETS } from "#sparsegate/train/translation/presets.js";
+import { flags, main, run, sentences, type Outcome } from "./helpers.js";
+
+const root = mkdtempSync(join(tmpdir(), "sparsegate-translate-"));
+const options = { task: "translation", train: "train.a", train_target: "train.b.gz", valid: "valid.a", valid_target: "valid.b", vocab_size: 280, model: "MoE-4", top_k: 2, hidden_size: 16, batch_tokens: 256, learning_rate: 0.02, eval_steps: 10, save_steps: 10, save_total_limit: 3 };
+const train = (change: Record<string, string | number> = {}, ...more: string[]): Promise<Outcome> => run(["train", ...flags({ ...options, max_steps: 20, output_dir: "run", ...change }), "--no-progress", ...more], { cwd: root });
+/** `translate` with lines on stdin. */
+const translate = (args: readonly string[], input: string | Buffer): Promise<Outcome> =>
+  new Promise((resolve) => {
+    const child = spawn(process.execPath, [main, "translate", ...args], { cwd: root, env: { ...process.env, SPARSEGATE_THREADS: "1" } });
+    let [stdout, stderr] = ["", ""];
+    child.stdout.on("data", (data: Buffer) => (stdout += String(data)));
+    child.stderr.on("data", (data: Buffer) => (stderr += String(data)));
+    child.on("close", (code, signal) => resolve({ code, signal, stdout, stderr }));
+    child.stdin.end(input);
+  });
+
+beforeAll(async () => {
+  const write = (name: string, lines: readonly string[]): void => {
+    const text = `${lines.join("\n")}\n`;
+    writeFileSync(join(root, name), name.endsWith(".gz") ? gzipSync(text) : text);
+  };
+  const [lines, valid] = [sentences(100, 1, 8), sentences(8, 2, 8)];
+  write("train.a", lines);
+  write("train.b.gz", lines.map((line) => line.toUpperCase()));
+  write("valid.a", valid);
+  write("valid.b", valid.map((line) => line.toUpperCase()));
+  write("short.b", valid.slice(1));
+  write("train.tsv", ["a\tb", ...lines.map((line) => `${line}\t${line.toUpperCase()}`)]);
+  writeFileSync(join(root, "lm.txt"), `${lines.join("\n")}\n`);
+  const [first, lm] = [await train({ max_steps: 10 }, "--json"), await run(["train", "--train", "lm.txt", "--hidden-size", "8", "--vocab-size", "280", "--max-steps", "1", "--output-dir", "lm", "--no-progress"], { cwd: root })];
+  expect(first.code, first.stderr).toBe(0);
+  expect(lm.code, lm.stderr).toBe(0);
+}, 60_000);
+afterAll(() => rmSync(root, { recursive: true }));
+
+describe("a translation run", { timeout: 60_000 }, () => {
+  test("goes on from its checkpoint with its own options, and says its scores with the signature", async () => {
+    const { code, stdout, stderr } = await run(["train", "--resume", "run", "--max-steps", "20", "--no-progress", "--json"], { cwd: root });
+    expect(code, stderr).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({ model: "MoE-4", steps: 20, finished: true, valid_perplexity: expect.any(Number), valid_bleu: expect.any(Number), bleu_signature: expect.stringMatching(/^nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:/) });
+  });
+
+  test("translates stdin line by line, empty lines and unknown scripts among them, and says which lines were cut", async () => {
+    const long = new Array(5000).fill("w1").join(" ");
+    const { code, stdout, stderr } = await translate(["run", "--beam-size", "2", "--no-progress"], `w1 w2\n\nᚠᚢᚦ\n${long}\n`);
+    expect(code, stderr).toBe(0);
+    expect(stdout.split("\n")).toHaveLength(5);
+    expect(stdout.split("\n")[1]).toBe("");
+    expect(stderr).toContain("1 of 4 lines were longer than the 100 tokens of training, and cut there.");
+    expect((await translate(["run"], "")).stdout).toBe("");
+  });
+
+  test("translates a text of the command line; several translations have scores; JSON has what was read", async () => {
+    const several = await run(["translate", "run", "w1 w2", "w3", "--n-best", "3", "--beam-size", "3"], { cwd: root });
+    expect(several.stdout.trimEnd().split("\n").map((line) => line.split("\t")[0])).toEqual(["1", "1", "1"]);
+    const json = await run(["translate", "run", "w1 w2", "--json", "--attention", "--average", "2"], { cwd: root });
+    const { source, translations } = JSON.parse(json.stdout) as { source: string; translations: { attention: number[][]; source_tokens: string[]; target_tokens: string[] }[] };
+    expect(source).toBe("w1 w2");
+    const [{ attention, source_tokens, target_tokens }] = translations as [(typeof translations)[number]];
+    expect(attention).toHaveLength(target_tokens.length);
+    for (const row of attention) {
+      expect(row).toHaveLength(source_tokens.length);
+      expect(row.reduce((s, p) => s + p, 0)).toBeCloseTo(1, 2);
+    }
+  });
+
+  test("is evaluated on its own text, or on another", async () => {
+    const own = await run(["eval", "run"], { cwd: root });
+    expect(own.code, own.stderr).toBe(0);
+    expect(own.stdout).toMatch(/^data: valid\.a\n/);
+    expect(own.stdout).toMatch(/^BLEU\|nrefs:1\|case:mixed.* = \d+\.\d\d /m);
+    const other = await run(["eval", "run", "--data", "valid.a", "--target", "valid.b", "--beam-size", "1", "--checkpoint", "last", "--json"], { cwd: root });
+    expect(JSON.parse(other.stdout)).toMatchObject({ sentences: 8, perplexity: expect.any(Number), bleu: expect.any(Number), multi_bleu: expect.any(Number), chrf: expect.any(Number) });
+  });
+
+  test("is trained on a table too, and --dry-run says what it costs", async () => {
+    const table = ["--source-column", "a", "--target-column", "b", "--train", "train.tsv", "--task", "translation", "--hidden-size", "16", "--vocab-size", "280", "--model", "LSTM"];
+    const { code, stdout, stderr } = await run(["train", ...table, "--dry-run", "--json"], { cwd: root });
+    expect(code, stderr).toBe(0);
+    // Six LSTMs of 16, of which two are projected; what is read into the gates; keys and queries.
+    expect(JSON.parse(stdout)).toMatchObject({ pairs: 100, ops_per_timestep: 6 * 4 * 16 * 32 + 2 * 16 * 16 + 4 * 16 * 16 + 2 * 16 * 16 });
+  });
+
+  test("is found in the help, with every preset", async () => {
+    const { stdout } = await run(["train", "--help"]);
+    for (const name of Object.keys(TRANSLATION_PRESETS)) expect(stdout).toMatch(new RegExp(`\\b${name}\\b`));
+  });
+});
+
+describe("what cannot be used is refused in one line", { timeout: 60_000 }, () => {
+  const refused = async (outcome: Promise<Outcome>, text: string): Promise<void> => {
+    const { code, stderr } = await outcome;
+    expect(stderr).toContain(text);
+    expect(stderr.trimEnd().split("\n")).toHaveLength(1);
+    expect(code).toBe(1);
+  };
+  test("files of different lengths", () => refused(train({ valid_target: "short.b", output_dir: "other" }), 'valid.a:8: expected its partner in short.b, got "7 lines there and 8 here".'));
+  test("a missing target file", () => refused(run(["train", "--task", "translation", "--train", "train.a"], { cwd: root }), "--train-target: expected a text file, got undefined. Name the file with the translations of train.a, or"));
+  test("a task's options with the other task", async () => {
+    await refused(train({ batch_size: 4, output_dir: "other" }), "--batch-size: expected left out with --task translation, got 4. Take --batch-tokens.");
+    await refused(run(["train", "--train", "lm.txt", "--train-target", "train.b.gz"], { cwd: root }), "--train-target: expected left out without --task translation");
+  });
+  test("models of another kind", async () => {
+    await refused(translate(["lm"], "w1\n"), "translate: expected a translation model, got");
+    await refused(run(["generate", "run"], { cwd: root }), 'expected a language model, got "translation".');
+    await refused(run(["eval", "lm", "--data", "lm.txt", "--target", "train.a"], { cwd: root }), "eval --target: expected a translation model, got");
+  });
+  test("a language that the model does not take, beams and checkpoints there are not, bytes that are no text", async () => {
+    await refused(translate(["run", "--language", "de"], "w1\n"), 'translate: expected no --language, got "de". The model knows one pair of languages.');
+    await refused(translate(["run", "--beam-size", "0"], "w1\n"), "beamSearch: expected beamSize to be an integer from 1 to 1024, got 0.");
+    await refused(translate(["run", "--average", "9"], "w1\n"), "translate: expected 9 checkpoints in run (--average), got 2.");
+    await refused(translate(["run", "--checkpoint", "first"], "w1\n"), '--checkpoint: expected best or last, got "first".');
+    await refused(translate(["run"], Buffer.from([0x66, 0xff])), 'translate: expected UTF-8 text on stdin, got "bytes that are not UTF-8".');
+    await refused(translate(["nowhere"], "w1\n"), "translate: expected a checkpoint in nowhere, got");
+  });
+  test("a run that is there, and another text to resume on", async () => {
+    await refused(train(), "--output-dir: expected a folder without checkpoints, as for a new run");
+    await refused(run(["train", "--resume", "run", "--train", "valid.a", "--train-target", "valid.b", "--max-steps", "30", "--no-progress"], { cwd: root }), "--resume: expected the text that");
+    await refused(run(["train", "--resume", "run", "--attention", "additive", "--no-progress"], { cwd: root }), '--resume: expected attention (--attention) "product" as in');
+  });
+  test("an unknown preset", () => refused(run(["train", "--preset", "wmt-moe"], { cwd: root }), "--preset: expected one of wmt-none,"));
+});

@@ -1,0 +1,217 @@
+/** Runs of translation models in memory and on disk: resumed bit for bit, the best and averaged checkpoints, evaluation, whole texts translated, presets. */
+
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, describe, expect, test } from "vitest";
+import { translationCost } from "#sparsegate/models/cost.js";
+import { defaultBackend } from "#sparsegate/tensor/default-backend.js";
+import { corpusBleu } from "#sparsegate/text/bleu.js";
+import type { ParallelCorpus } from "#sparsegate/text/parallel.js";
+import { loadCheckpoint } from "#sparsegate/train/checkpoint.js";
+import { checkConfig } from "#sparsegate/train/config.js";
+import { readMetrics } from "#sparsegate/train/metrics.js";
+import { loadModel, openCheckpoint, tokenizerOf } from "#sparsegate/train/restore.js";
+import { isTranslation, translationModelConfig, type TranslationConfig } from "#sparsegate/train/translation/config.js";
+import { makeTranslationDatasets, type TranslationCorpora } from "#sparsegate/train/translation/data.js";
+import { evaluateTranslation } from "#sparsegate/train/translation/evaluate.js";
+import { TRANSLATION_PRESETS, translationPreset } from "#sparsegate/train/translation/presets.js";
+import { loadTranslationModel } from "#sparsegate/train/translation/restore.js";
+import { trainTranslation, type TranslationTrainResult } from "#sparsegate/train/translation/trainer.js";
+import { translate } from "#sparsegate/train/translation/translate.js";
+import { sentences, traces } from "../cli/helpers.js";
+
+const root = mkdtempSync(join(tmpdir(), "sparsegate-translation-"));
+afterAll(() => {
+  defaultBackend().dispose();
+  rmSync(root, { recursive: true });
+});
+
+/** A language that says the same in capitals, from the end. */
+const turned = (text: string): string => text.split(" ").reverse().join(" ").toUpperCase();
+const pair = (lines: readonly string[], from?: string, to?: string): ParallelCorpus => ({
+  sourceLanguage: from,
+  targetLanguage: to,
+  sources: lines,
+  targets: lines.map(turned),
+  leftOut: { emptySource: 0, emptyTarget: 0, emptyBoth: 0 },
+});
+const corpora = (): TranslationCorpora => ({ train: [pair(sentences(80, 1, 8))], valid: [pair(sentences(6, 2, 8))] });
+
+function configOf(options: Record<string, unknown>, run = join(root, "run")): TranslationConfig {
+  const base = { task: "translation", train: "(in memory)", train_target: "(in memory)", vocab_size: 270, hidden_size: 8, batch_tokens: 128, max_steps: 6, eval_steps: 2, save_steps: 2, logging_steps: 2, learning_rate: 0.02, save_total_limit: 3, output_dir: run };
+  const config = checkConfig({ ...base, ...options }, "the test");
+  if (!isTranslation(config)) throw new Error("expected a translation");
+  return config;
+}
+
+async function sixSteps(options: Record<string, unknown>, interrupt: boolean): Promise<ReturnType<typeof traces>> {
+  const run = join(root, "run");
+  rmSync(run, { recursive: true, force: true });
+  const config = configOf(options);
+  const stop = new AbortController();
+  const onStep = (step: number): void => {
+    if (interrupt && step === 3) stop.abort();
+  };
+  const first = await trainTranslation(config, makeTranslationDatasets(config, corpora()), { signal: stop.signal, onStep });
+  first.model.dispose();
+  expect(first.finished).toBe(!interrupt);
+  if (interrupt) {
+    const checkpoint = openCheckpoint("--resume", run);
+    expect(checkpoint.step).toBe(3);
+    const second = await trainTranslation(config, makeTranslationDatasets(config, corpora(), tokenizerOf(checkpoint)), {}, checkpoint);
+    expect(second.steps).toBe(6);
+    second.model.dispose();
+  }
+  return traces(run);
+}
+
+describe("a translation run that was interrupted and resumed equals one that was not, byte for byte", () => {
+  test.each([
+    { model: "MoE-4", top_k: 2, dropout: 0.2 },
+    { model: "MoE-4", gate: "strictly-balanced", top_k: 2, label_smoothing: 0.1, attention: "additive" },
+    { model: "MoE-8-h", branching: 2, lstm_size: 12, embeddings: "shared" },
+    { model: "MoE-1-Wide", optimizer: "sgd" },
+    { model: "LSTM", factored_experts: true },
+  ])("%o", { timeout: 120_000 }, async (options) => {
+    const whole = await sixSteps(options, false);
+    const resumed = await sixSteps(options, true);
+    // A checkpoint says when it was best; the model of the interruption was saved beside, and is gone.
+    expect(resumed.metrics).toEqual(whole.metrics);
+    expect(resumed.files).toEqual(whole.files);
+  });
+});
+
+describe("a run on disk", () => {
+  const run = join(root, "disk");
+  let result: TranslationTrainResult;
+  const config = configOf({ model: "MoE-4", top_k: 2, max_steps: 60, eval_steps: 10, save_steps: 10, hidden_size: 16 }, run);
+  const datasets = makeTranslationDatasets(config, corpora());
+
+  test("learns, and keeps the model of the best validation BLEU beside the last ones", { timeout: 120_000 }, async () => {
+    result = await trainTranslation(config, datasets);
+    const records = readMetrics(join(run, "metrics.jsonl"));
+    const losses = records.flatMap((record) => (typeof record["train/loss"] === "number" ? [record["train/loss"]] : []));
+    expect(losses.at(-1)).toBeLessThan(0.8 * losses[0]!);
+    const scores = records.flatMap((record) => (typeof record["eval/bleu"] === "number" ? [[record.step, record["eval/bleu"]] as const] : []));
+    expect(scores).toHaveLength(6);
+    const highest = Math.max(...scores.map(([, bleu]) => bleu));
+    const best = scores.findLast(([, bleu]) => bleu === highest)!;
+    expect(result.best).toEqual({ step: best[0], bleu: best[1] });
+    expect(readdirSync(join(run, "best"))).toEqual([`checkpoint-${best[0]}`]);
+    expect(readdirSync(run).filter((name) => name.startsWith("checkpoint")).sort()).toEqual(["checkpoint-40", "checkpoint-50", "checkpoint-60"]);
+    expect(records.at(-2)).toMatchObject({ step: 60, "moe/expert_load/encoder/0": expect.any(Number), "moe/load_cv2/decoder": expect.any(Number) });
+  });
+
+  test("is loaded as its last or best model, or as the mean of its last ones", () => {
+    const last = loadTranslationModel("translate", run, { checkpoint: "last" });
+    expect([...last.model.namedState()].map(([, t]) => [...t.dataSync()])).toEqual([...result.model.namedState()].map(([, t]) => [...t.dataSync()]));
+    expect(loadTranslationModel("translate", run).from).toBe(join(run, "best", `checkpoint-${result.best!.step}`));
+    const mean = loadTranslationModel("translate", run, { average: 3 }).model.namedState();
+    const files = [40, 50, 60].map((step) => loadCheckpoint(join(run, `checkpoint-${step}`)).model);
+    for (const [name, tensor] of mean) {
+      const parts = files.map((file) => file.read(name));
+      tensor.dataSync().forEach((v, i) => expect(v).toBeCloseTo((parts[0]![i]! + parts[1]![i]! + parts[2]![i]!) / 3, 6));
+    }
+    expect(() => loadTranslationModel("translate", run, { average: 4 })).toThrow("translate: expected 4 checkpoints in");
+    expect(() => loadModel(openCheckpoint("generate", run))).toThrow('expected a language model, got "translation".');
+  });
+
+  test("is evaluated: perplexity over every target, BLEU of the translations it gives", () => {
+    const { model } = result;
+    const [text] = datasets.valid!;
+    const options = { batchTokens: 64, multilingual: false, beamSize: 2 };
+    const found = evaluateTranslation(model, datasets.tokenizer, datasets.valid!, options);
+    const translated = translate(model, datasets.tokenizer, text!.corpus.sources, { beamSize: 2 }).translations.map(([best]) => best!.text);
+    expect(found.texts[0]!.translations).toEqual(translated);
+    expect(found.bleu).toBe(corpusBleu(translated, text!.corpus.targets).score);
+    // Batches of another size, and so of other padding, have the same mean.
+    const again = evaluateTranslation(model, datasets.tokenizer, datasets.valid!, { ...options, batchTokens: 1000 });
+    expect(again.loss).toBeCloseTo(found.loss, 5);
+    expect(found.tokens).toBe(text!.data.targets.ids.length);
+    expect(found.balance.encoder!.maxOverMeanLoad).toBeGreaterThan(0);
+  });
+
+  test("translates lines in their order; empty ones are empty, long ones are cut and counted", () => {
+    const { model } = result;
+    const lines = ["w1 w2 w3 w4 w1 w2", "", "w1", "  \t", "w3 w3", "w1"];
+    const { translations, cut } = translate(model, datasets.tokenizer, lines, { batchSize: 2, beamSize: 2 });
+    expect(cut).toBe(0);
+    expect(translations.map(([best]) => best!.sourceTokens.length === 0)).toEqual([false, true, false, true, false, false]);
+    expect(translations[1]![0]).toMatchObject({ text: "", attention: [] });
+    for (const [i, line] of lines.entries()) {
+      const alone = translate(model, datasets.tokenizer, [line], { beamSize: 2 }).translations[0]![0]!;
+      expect(translations[i]![0]!.sourceTokens).toEqual(alone.sourceTokens);
+      expect(translations[i]![0]!.text).toBe(alone.text);
+      expect(translations[i]![0]!.score).toBeCloseTo(alone.score, 4);
+    }
+    const long = translate(model, datasets.tokenizer, [new Array(5000).fill("w1").join(" "), "w2"], { maxSourceTokens: 12, beamSize: 1 });
+    expect(long.cut).toBe(1);
+    expect(long.translations[0]![0]!.sourceTokens).toHaveLength(12);
+    // Any script goes through bytes.
+    expect(typeof translate(model, datasets.tokenizer, ["ᚠᚢᚦ 𒀀"], { beamSize: 1 }).translations[0]![0]!.text).toBe("string");
+  });
+});
+
+test("one model of several directions has a token of the target language in front of each source, and an evaluation for each", { timeout: 60_000 }, async () => {
+  const lines = sentences(40, 1, 8);
+  const up = pair(lines, "low", "up");
+  const down: ParallelCorpus = { ...up, sourceLanguage: "up", targetLanguage: "low", sources: up.targets, targets: up.sources };
+  const valid = [up, down].map((corpus) => ({ ...corpus, sources: corpus.sources.slice(0, 3), targets: corpus.targets.slice(0, 3) }));
+  const config = configOf({ model: "MoE-4", top_k: 2, max_steps: 4 }, join(root, "several"));
+  const datasets = makeTranslationDatasets(config, { train: [up, down], valid });
+  expect(datasets.train.sources.ids[0]).toBe(datasets.tokenizer.specialId("<2up>"));
+  const { valid: found, model } = await trainTranslation(config, datasets);
+  expect(found!.texts.map(({ name }) => name)).toEqual(["low-up", "up-low"]);
+  expect(readMetrics(join(root, "several", "metrics.jsonl")).at(-1)).toMatchObject({ "eval/bleu/up-low": expect.any(Number), "eval/perplexity/low-up": expect.any(Number) });
+  expect(loadTranslationModel("translate", join(root, "several")).multilingual).toBe(true);
+  expect(translate(model, datasets.tokenizer, ["w1"], { language: "up", beamSize: 1 }).translations[0]![0]!.sourceTokens[0]).toBe("<2up>");
+  expect(() => translate(model, datasets.tokenizer, ["w1"], { language: "de" })).toThrow('specialId: expected "<2de>" among the special tokens');
+});
+
+describe("options", () => {
+  const check = (options: Record<string, unknown>) => () => configOf(options);
+  test.each([
+    [{ batch_size: 8 }, "batch_size (--batch-size) to be left out with --task translation, got 8. Take --batch-tokens."],
+    [{ train_target: undefined }, "train_target (--train-target) to be a text file, got undefined. Name the file with the translations of (in memory)"],
+    [{ valid: "v.txt" }, "valid_target (--valid-target) to be a text file, got undefined."],
+    [{ test_target: "t.txt" }, "test_target (--test-target) to be left out without --test"],
+    [{ source_column: "en" }, "target_column (--target-column) to be the name of a column, got undefined."],
+    [{ source_column: "en", target_column: "de" }, "train_target (--train-target) to be left out beside --source-column and --target-column"],
+    [{ model: "4xLSTM" }, "model (--model) to be MoE-<experts>, MoE-<experts>-h, MoE-1-Wide, MoE-1-Deep or LSTM with --task translation"],
+    [{ task: "language-model" }, "train_target (--train-target) to be left out without --task translation"],
+    [{ task: "language-model", train_target: undefined, attention: "additive", batch_tokens: undefined }, "attention (--attention) to be left out without --task translation"],
+  ])("%o are refused", (options, message) => expect(check(options)).toThrow(message));
+
+  test("a saved configuration is one that can be read again", () => {
+    const config = configOf({ model: "MoE-4", top_k: 2 });
+    expect(checkConfig({ ...config }, "again")).toEqual(config);
+    expect(config).toMatchObject({ attention: "product", attention_size: 8, embeddings: "tied", label_smoothing: 0, max_source_tokens: 100, eval_beam_size: 1 });
+    expect(checkConfig({ train: "x" }, "the test")).not.toHaveProperty("attention");
+  });
+});
+
+describe("presets", () => {
+  const costOf = (name: string) => {
+    const config = checkConfig({ train: "-", train_target: "-", ...translationPreset(name) }, name);
+    if (!isTranslation(config)) throw new Error("expected a translation");
+    const model = translationModelConfig(config, config.vocab_size);
+    return { ...translationCost(model), tables: (model.tied ? 1 : 2) * model.vocabSize * model.hiddenSize };
+  };
+  test("the paper's have its parameters, and its multiply-adds but for a tenth: it does not say how it counts attention", () => {
+    for (const [name, { published }] of Object.entries(TRANSLATION_PRESETS)) {
+      if (!published) continue;
+      const { opsPerTimestep, parameters, tables } = costOf(name);
+      expect(Math.abs(opsPerTimestep / 1e6 / published.opsPerTimestep - 1), name).toBeLessThan(0.1);
+      if (published.parameters) expect(Math.abs((parameters + tables) / 1e6 / published.parameters - 1), name).toBeLessThan(0.01);
+    }
+  });
+  test("dense and MoE of a pair cost the same but for the gate", () => {
+    for (const name of ["captions", "messages"]) {
+      const [dense, moe] = [costOf(`${name}-dense`), costOf(`${name}-moe`)];
+      const { hidden_size, gate } = translationPreset(`${name}-moe`) as { hidden_size: number; gate?: string };
+      expect(moe.opsPerTimestep - dense.opsPerTimestep).toBe(2 * 32 * hidden_size * (gate === "strictly-balanced" ? 1 : 2));
+    }
+  });
+  test("an unknown one is refused", () => expect(() => translationPreset("wmt")).toThrow("--preset: expected one of wmt-none, "));
+});
