@@ -39,6 +39,7 @@ export { FeedForward, LanguageModel, type LanguageModelConfig, type LanguageMode
 export {
   TranslationModel,
   type DecoderState,
+  type LayerWatch,
   type RoutedLayer,
   type SourceBatch,
   type TranslationBatch,
@@ -49,7 +50,6 @@ export { beamSearch, type BeamOptions, type Hypothesis } from "./models/beam-sea
 export { computeCost, translationCost, type Cost } from "./models/cost.js";
 export { presetMiddle, PRESET_NAMES, type PresetOptions } from "./models/presets.js";
 export { translate, type Translated, type TranslateOptions, type Translation } from "./train/translation/translate.js";
-export { loadTranslationModel, type LoadedTranslation, type Which } from "./train/translation/restore.js";
 export {
   corpusBleu,
   sentenceBleu,

@@ -86,7 +86,8 @@ export interface TranslationModelOutput {
   decoder?: RoutedLayer;
 }
 
-type Watch = (layer: string, ...outputs: readonly Tensor[]) => void;
+/** Sees what each layer gives, by the layer's name, in the order of computation. */
+export type LayerWatch = (layer: string, ...outputs: readonly Tensor[]) => void;
 const DROPOUTS = [
   "encoder.embedding",
   "encoder.lstm.0",
@@ -154,7 +155,7 @@ export class TranslationModel extends Module {
   }
 
   /** What the decoder attends to. Positions of the padding are left out of everything. */
-  encode(batch: SourceBatch, context: RunContext = EVALUATION, watch: Watch = () => {}): { memory: AttentionMemory; routed?: RoutedLayer } {
+  encode(batch: SourceBatch, context: RunContext = EVALUATION, watch: LayerWatch = () => {}): { memory: AttentionMemory; routed?: RoutedLayer } {
     const { sources, sourceLengths, sourceSteps: S, batchSize: B } = batch;
     const lanes = new Lanes(sourceLengths, S);
     const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `encoder.${layer}`, context, watch);
@@ -175,7 +176,7 @@ export class TranslationModel extends Module {
     memory: AttentionMemory,
     inputs: Tensor,
     state?: DecoderState,
-    { context = EVALUATION, packing, watch = () => {} }: { context?: RunContext; packing?: RowMove; watch?: Watch } = {},
+    { context = EVALUATION, packing, watch = () => {} }: { context?: RunContext; packing?: RowMove; watch?: LayerWatch } = {},
   ): { output: Tensor; state: DecoderState; attention: Tensor; routed?: RoutedLayer } {
     const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `decoder.${layer}`, context, watch);
     const y0 = drop(this.embedding.forward(inputs), "embedding");
@@ -197,7 +198,7 @@ export class TranslationModel extends Module {
   }
 
   /** Loss of predicting the targets. */
-  forward(batch: TranslationBatch, context: RunContext = this.ownContext(), watch: Watch = () => {}): TranslationModelOutput {
+  forward(batch: TranslationBatch, context: RunContext = this.ownContext(), watch: LayerWatch = () => {}): TranslationModelOutput {
     const { inputs, targets, targetSteps: T, batchSize: B } = batch;
     const lengths = new Int32Array(B);
     targets.forEach((id, i) => (lengths[i % B]! += id >= 0 ? 1 : 0));
@@ -229,7 +230,7 @@ export class TranslationModel extends Module {
       if (at >= 0) return new NonFiniteError(expectation(where, `finite values in parameter ${name}`, values[at], hint));
     }
     let [layer, value] = ["softmax", loss];
-    const watch: Watch = (name, ...outputs) => {
+    const watch: LayerWatch = (name, ...outputs) => {
       if (layer !== "softmax") return;
       const bad = outputs.map((output) => output.dataSync()).find((values) => firstNonFinite(values) >= 0);
       if (bad) [layer, value] = [name, bad[firstNonFinite(bad)]!];
@@ -242,7 +243,7 @@ export class TranslationModel extends Module {
     return this.softmaxWeight ?? this.embedding.weight;
   }
 
-  #drop(x: Tensor, layer: string, context: RunContext, watch: Watch): Tensor {
+  #drop(x: Tensor, layer: string, context: RunContext, watch: LayerWatch): Tensor {
     watch(layer, x);
     return this.#dropouts.get(layer)!.forward(x, context);
   }
@@ -252,7 +253,7 @@ export class TranslationModel extends Module {
   }
 
   /** Mixture or feed-forward network over all positions that count, at once. */
-  #middle(part: "encoder" | "decoder", layer: MoE | FeedForward | undefined, x: Tensor, packing: RowMove | undefined, context: RunContext, watch: Watch): { output: Tensor; routed?: RoutedLayer } {
+  #middle(part: "encoder" | "decoder", layer: MoE | FeedForward | undefined, x: Tensor, packing: RowMove | undefined, context: RunContext, watch: LayerWatch): { output: Tensor; routed?: RoutedLayer } {
     if (!layer) return { output: x };
     const all = reshape(x, [-1, this.config.hiddenSize]);
     const rows = packing ? moveRows(all, packing) : all;
