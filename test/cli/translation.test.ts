@@ -96,6 +96,23 @@ describe("a translation run", { timeout: 60_000 }, () => {
   });
 });
 
+test("demo translation trains both models for twelve pairs, reports each, and leaves models that translate", { timeout: 120_000 }, async () => {
+  const { code, stdout, stderr } = await run(["demo", "translation", "--max-steps", "1", "--output-dir", "demo", "--no-progress", "--json"], { cwd: root });
+  expect(code, stderr).toBe(0);
+  const { models } = JSON.parse(stdout) as { models: { model: string; ops_per_timestep: number; pairs: { pair: string }[]; placeholders: { expected: number } }[] };
+  expect(models.map(({ model }) => model)).toEqual(["dense", "moe"]);
+  for (const { pairs, placeholders } of models) {
+    expect(pairs.map(({ pair }) => pair)).toEqual(["fr", "de", "ja", "ko", "pt-br", "es"].flatMap((language) => [`en-${language}`, `${language}-en`]));
+    expect(placeholders.expected).toBeGreaterThan(100);
+  }
+  // Equal but for the gates: W_g and W_noise of both mixtures.
+  expect(models[1]!.ops_per_timestep - models[0]!.ops_per_timestep).toBe(2 * 2 * 128 * 32);
+  const german = await run(["translate", "demo/moe", "Cannot find name '{0}'.", "--language", "de"], { cwd: root });
+  expect(german.code, german.stderr).toBe(0);
+  expect((await run(["translate", "demo/moe", "Cannot"], { cwd: root })).stderr).toBe('translate: expected --language, the one to translate into, got "none". The model knows several.\n');
+  expect((await run(["demo", "chess"], { cwd: root })).stderr).toContain('demo: expected translation or nothing, got "chess".');
+});
+
 describe("what cannot be used is refused in one line", { timeout: 60_000 }, () => {
   const refused = async (outcome: Promise<Outcome>, text: string): Promise<void> => {
     const { code, stderr } = await outcome;
