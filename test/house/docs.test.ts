@@ -166,9 +166,9 @@ function flagsProblem(command: string, help: Help, rest: readonly string[]): str
 function commandLines(text: string): string[] {
   const shell = blocks(text, ["sh", "bash", "shell"]).flatMap(({ code }) => code.replace(/\\\n\s*/g, " ").split("\n"));
   const inline = [...text.matchAll(/`((?:npx )?sparsegate [a-z][^`\n]*|npm run [^`\n]*)`/g)].map(([, code]) => code!);
-  return [...shell.map((line) => line.replace(/(^|\s)#.*$/, "")).flatMap((line) => line.split("&&")), ...inline].map((line) =>
-    line.trim(),
-  );
+  // Without comments, and files that a command reads from or writes to.
+  const plain = shell.map((line) => line.replace(/(^|\s)#.*$/, "").replace(/ [<>] \S+/g, ""));
+  return [...plain.flatMap((line) => line.split("&&")), ...inline].map((line) => line.trim());
 }
 
 describe("command lines", () => {
