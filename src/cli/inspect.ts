@@ -3,6 +3,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { computeCost, expertsPerRow } from "../models/cost.js";
+import { ConfigError, expectation } from "../core/errors.js";
 import { balanceStatistics } from "../moe/statistics.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { writeFileAtomic } from "../train/atomic.js";
@@ -22,6 +23,8 @@ const SHOWN_EXPERTS = 16;
 
 export async function inspectCommand(run: string, options: Record<string, unknown>): Promise<void> {
   const checkpoint = openCheckpoint("inspect", run);
+  if (checkpoint.config["task"] === "translation") return (await import("./inspect-translation.js")).inspectTranslationCommand(run, checkpoint, options);
+  if (options["data"] !== undefined) throw new ConfigError(expectation("inspect --data", "a translation model", run));
   openBackend();
   const { model, config, tokenizer } = loadModel(checkpoint);
   // Of the folder the checkpoint lies in: a run may have been moved. Records after the checkpoint are of steps it does not know.

@@ -82,6 +82,7 @@ function program(): Command {
   searching(root.command("translate <run> [text...]").description("translate a text, or stdin line by line"))
     .option("--n-best <n>", "so many translations of each line, with line number and score", wholeNumber, 1)
     .option("--attention", "with --json: what was read of each source token")
+    .option("--figure <file>", "write a page that draws what was read, for the first 20 lines")
     .option("--no-progress", "no live progress")
     .option("--json", "print a JSON object a line")
     .action(async (run: string, text: string[], options: Record<string, unknown>) => (await import("./translation.js")).translateCommand(run, text, options));
@@ -99,6 +100,8 @@ function program(): Command {
     .command("inspect <run>")
     .description("a run's parameters, metrics and how its experts were used")
     .option("--html <file>", "write a page with figures: load of each expert, and balance, over training")
+    .option("--data <file>", "of a translation model: a source text, to show what the encoder's experts take of it")
+    .option("--language <code>", "with --data: the language to translate into, for a model of several")
     .option("--json", "print as JSON")
     .action(async (run: string, options: Record<string, unknown>) => (await import("./inspect.js")).inspectCommand(run, options));
   root

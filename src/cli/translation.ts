@@ -9,12 +9,14 @@ import { corpusChrf, formatChrf } from "../text/chrf.js";
 import { PairBatchStream } from "../text/pair-batches.js";
 import { tokenizePairs } from "../text/pair-dataset.js";
 import { readParallel } from "../text/parallel.js";
+import { writeFileAtomic } from "../train/atomic.js";
 import type { Checkpoint } from "../train/checkpoint.js";
 import { Progress } from "../train/progress.js";
 import { tokenizerOf } from "../train/restore.js";
 import { checkpointsInTheWay } from "../train/trainer.js";
 import { TranslationModel } from "../models/translation-model.js";
 import { translationModelConfig, type TranslationConfig } from "../train/translation/config.js";
+import { attentionPage } from "../train/translation/attention-page.js";
 import { makeTranslationDatasets, readCorpora } from "../train/translation/data.js";
 import { evaluateTranslation } from "../train/translation/evaluate.js";
 import { loadTranslationModel, type LoadedTranslation } from "../train/translation/restore.js";
@@ -28,6 +30,8 @@ type Options = Record<string, unknown>;
 
 /** Lines that are read ahead of what has been written, in batches: enough to sort by length. */
 const BATCHES_AT_ONCE = 16;
+/** Translations whose attention is drawn: a page is to be looked at. */
+const FIGURES = 20;
 
 export async function trainTranslationCommand(config: TranslationConfig, checkpoint: Checkpoint | undefined, options: Options): Promise<void> {
   const [overwrite, json] = [options["overwrite"] === true, options["json"] === true];
@@ -154,7 +158,7 @@ export async function evalTranslationCommand(run: string, options: Options): Pro
 }
 
 /** `sparsegate translate`: a text on the command line, or stdin line by line. */
-export function translateCommand(run: string, words: readonly string[], options: Options): void {
+export async function translateCommand(run: string, words: readonly string[], options: Options): Promise<void> {
   const lines = words.length > 0 ? [words.join(" ")] : linesOf(readFileSync(0));
   openBackend();
   const loaded = load("translate", run, options);
@@ -164,6 +168,7 @@ export function translateCommand(run: string, words: readonly string[], options:
   const begun = performance.now();
   const size = BATCHES_AT_ONCE * (search.batchSize ?? 1);
   let cut = 0;
+  const drawn: { source: string; translation: Translation }[] = [];
   for (let first = 0; first < lines.length; first += size) {
     const part = lines.slice(first, first + size);
     const steps = translateSteps(loaded.model, loaded.tokenizer, part, search);
@@ -174,9 +179,17 @@ export function translateCommand(run: string, words: readonly string[], options:
       state = steps.next();
     }
     cut += state.value.cut;
-    for (const [i, translations] of state.value.translations.entries()) write(first + i + 1, part[i]!, translations, options, nBest > 1);
+    for (const [i, translations] of state.value.translations.entries()) {
+      write(first + i + 1, part[i]!, translations, options, nBest > 1);
+      if (drawn.length < FIGURES) drawn.push({ source: part[i]!, translation: translations[0]! });
+    }
   }
   progress.finish(`${lines.length} lines in ${((performance.now() - begun) / 1000).toFixed(1)} s`);
+  const file = options["figure"];
+  if (typeof file === "string") {
+    writeFileAtomic(file, await attentionPage(`What ${run} reads`, drawn, `sparsegate translate ${run} --figure ${file}`, new Date().toISOString()));
+    process.stderr.write(`Page with figures: ${file}\n`);
+  }
   if (cut > 0) process.stderr.write(`${cut} of ${lines.length} lines were longer than the ${loaded.config.max_source_tokens} tokens of training, and cut there.\n`);
   defaultBackend().dispose();
 }

@@ -1,7 +1,7 @@
 /** Translation from the command line: a run is trained, resumed, evaluated and translates; and what is said to input that cannot be used. */
 
 import { spawn } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -88,6 +88,18 @@ describe("a translation run", { timeout: 60_000 }, () => {
     expect(code, stderr).toBe(0);
     // Six LSTMs of 16, of which two are projected; what is read into the gates; keys and queries.
     expect(JSON.parse(stdout)).toMatchObject({ pairs: 100, ops_per_timestep: 6 * 4 * 16 * 32 + 2 * 16 * 16 + 4 * 16 * 16 + 2 * 16 * 16 });
+  });
+
+  test("is inspected: what it is, its scores, what its experts take; and its attention is drawn", async () => {
+    const { code, stdout, stderr } = await run(["inspect", "run", "--data", "valid.a", "--json"], { cwd: root });
+    expect(code, stderr).toBe(0);
+    const { experts, ...rest } = JSON.parse(stdout) as { experts: { tokens: number }[] };
+    expect(rest).toMatchObject({ model: "MoE-4", step: 20, num_experts: 4, eval_bleu: expect.any(Number), moe_max_over_mean_load_encoder: expect.any(Number) });
+    expect(experts.length).toBeGreaterThan(0);
+    expect((await run(["inspect", "run", "--data", "valid.a"], { cwd: root })).stdout).toMatch(/\nexpert \d: \d+ tokens, divergence \d\.\d\d\n {2}\d\.\d\d {2}.*\[.+\]/);
+    const drawn = await run(["translate", "run", "w1 w2", "--figure", "page.html"], { cwd: root });
+    expect(drawn.stderr).toContain("Page with figures: page.html");
+    expect(readFileSync(join(root, "page.html"), "utf8")).toContain("<svg");
   });
 
   test("is found in the help, with every preset", async () => {
