@@ -1,7 +1,7 @@
 /** What the commands do with translation models: training, evaluation, and `sparsegate translate`. */
 
 import { readFileSync } from "node:fs";
-import { translationCost } from "../models/cost.js";
+import { translationCost, translationParameters } from "../models/cost.js";
 import { ConfigError, FileError, expectation } from "../core/errors.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { formatBleu } from "../text/bleu.js";
@@ -14,7 +14,6 @@ import type { Checkpoint } from "../train/checkpoint.js";
 import { Progress } from "../train/progress.js";
 import { tokenizerOf } from "../train/restore.js";
 import { checkpointsInTheWay } from "../train/trainer.js";
-import { TranslationModel } from "../models/translation-model.js";
 import { translationModelConfig, type TranslationConfig } from "../train/translation/config.js";
 import { attentionPage } from "../train/translation/attention-page.js";
 import { makeTranslationDatasets, readCorpora } from "../train/translation/data.js";
@@ -47,16 +46,18 @@ export async function trainTranslationCommand(config: TranslationConfig, checkpo
   const [{ tooLong, pairs }] = datasets.train.groups as [(typeof datasets.train.groups)[number]];
   const { emptySource, emptyTarget, emptyBoth } = corpora.train[0]!.leftOut;
   progress.note(`Text: ${pairs} pairs to train on; ${tooLong} left out as too long, ${emptySource + emptyTarget + emptyBoth} as empty.`);
-  openBackend();
   if (dryRun) {
     // Complains where a pair does not fit into a batch.
     void new PairBatchStream(datasets.train, { batchTokens: config.batch_tokens, seed: config.seed });
-    const model = new TranslationModel(translationModelConfig(config, datasets.tokenizer.vocabSize));
-    const cost = translationCost(model.config);
-    print({ model: config.model, vocab_size: datasets.tokenizer.vocabSize, parameters: model.numParameters(), ops_per_timestep: cost.opsPerTimestep, pairs, too_long: tooLong }, json);
-    defaultBackend().dispose();
+    // Without making it: those of the paper do not fit into the memory of one process.
+    const model = translationModelConfig(config, datasets.tokenizer.vocabSize);
+    print(
+      { model: config.model, vocab_size: model.vocabSize, parameters: translationParameters(model), ops_per_timestep: translationCost(model).opsPerTimestep, pairs, too_long: tooLong },
+      json,
+    );
     return;
   }
+  openBackend();
   const stop = stopSignal(() => progress.announce("Stopping after this step; then a checkpoint is written. Once more to stop at once, without one."));
   const result = await trainTranslation(config, datasets, { progress, signal: stop.signal, overwrite }, checkpoint).catch((error: unknown) => {
     progress.finish(); // an error message begins on a line of its own

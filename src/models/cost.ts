@@ -102,6 +102,12 @@ export function translationCost(config: TranslationModelConfig): Cost {
   return { opsPerTimestep: lstms + attention + 2 * between.opsPerTimestep, parameters: lstms + attention + A + 2 * between.parameters };
 }
 
+/** All trainable scalars of a translation model: with biases, embedding and softmax. */
+export function translationParameters(config: TranslationModelConfig): number {
+  const { vocabSize: V, hiddenSize: D, lstmSize: H, tied } = config;
+  return translationCost(config).parameters + 6 * 4 * H + (tied ? 1 : 2) * V * D + V;
+}
+
 /** Multiply-adds a step, and weights, of an LSTM layer of H units over inputs of width D, projected or not. */
 export function lstmCost(D: number, H: number, projection: number | undefined): number {
   return 4 * H * (D + (projection ?? H)) + (projection === undefined ? 0 : H * projection);

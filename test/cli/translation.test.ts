@@ -86,6 +86,8 @@ describe("a translation run", { timeout: 60_000 }, () => {
     const table = ["--source-column", "a", "--target-column", "b", "--train", "train.tsv", "--task", "translation", "--hidden-size", "16", "--vocab-size", "280", "--model", "LSTM"];
     const { code, stdout, stderr } = await run(["train", ...table, "--dry-run", "--json"], { cwd: root });
     expect(code, stderr).toBe(0);
+    const large = await run(["train", "--preset", "wmt-moe-2048-h", "--vocab-size", "280", "--train", "train.a", "--train-target", "train.b.gz", "--dry-run", "--json"], { cwd: root });
+    expect((JSON.parse(large.stdout) as { parameters: number }).parameters, large.stderr).toBeGreaterThan(8.6e9);
     // Six LSTMs of 16, of which two are projected; what is read into the gates; keys and queries.
     expect(JSON.parse(stdout)).toMatchObject({ pairs: 100, ops_per_timestep: 6 * 4 * 16 * 32 + 2 * 16 * 16 + 4 * 16 * 16 + 2 * 16 * 16 });
   });

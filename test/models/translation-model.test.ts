@@ -3,7 +3,7 @@
 import { describe, expect, it } from "vitest";
 import { ReferenceBackend } from "#sparsegate/backend/reference/index.js";
 import { streamId } from "#sparsegate/core/random.js";
-import { translationCost } from "#sparsegate/models/cost.js";
+import { translationCost, translationParameters } from "#sparsegate/models/cost.js";
 import type { MiddleConfig } from "#sparsegate/models/language-model.js";
 import { TranslationModel, type DecoderState, type TranslationBatch, type TranslationModelConfig } from "#sparsegate/models/translation-model.js";
 import { Lanes } from "#sparsegate/nn/bidirectional.js";
@@ -218,6 +218,8 @@ describe("the cost of a translation model", () => {
         const model = build(middle, { lstmSize, attention: "additive" });
         const inner = [...model.namedParameters()].filter(([name]) => !/^(embedding|softmax)|bias$/i.test(name));
         expect(translationCost(model.config).parameters).toBe(inner.reduce((s, [, p]) => s + p.size, 0));
+        expect(translationParameters(model.config)).toBe(model.numParameters());
+        expect(translationParameters({ ...model.config, tied: true })).toBe(build(middle, { lstmSize, tied: true }).numParameters());
       }
     }
     const { config } = build(MIDDLES["dense"]!, { lstmSize: 5 });
