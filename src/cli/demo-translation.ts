@@ -23,7 +23,7 @@ import { stopSignal } from "./stop.js";
 
 const MODELS = ["dense", "moe"] as const;
 type Model = (typeof MODELS)[number];
-const FULL_STEPS = 1100;
+const FULL_STEPS = 1600;
 const QUICK_STEPS = 10;
 
 interface Result {
@@ -65,7 +65,7 @@ export async function demoTranslation(options: Record<string, unknown>): Promise
   progress.note(`Backend: ${backend.description}`);
   const stop = stopSignal(() => progress.announce("Stopping after this step. Once more to stop at once."));
 
-  const split = splitMessages(loadMessages(), { seed, validShare: 0.02, testShare: 0.03 });
+  const split = splitMessages(loadMessages(), { seed, validShare: 0.02, testShare: 0.05 });
   const corpora = { train: messagePairs(split.train), test: messagePairs(split.test) };
   const datasets = makeTranslationDatasets(configOf("moe", outputDir, steps, seed), corpora);
   progress.note(`Text: ${datasets.train.pairs} pairs of messages in ${corpora.train.length} directions; of ${corpora.test[0]!.sources.length} messages for testing no translation is trained on.`);

@@ -50,17 +50,21 @@ const CAPTIONS = {
   expert_hidden_size: 512,
 } as const;
 
-/** The compiler's messages in twelve directions: what `demo translation` trains. Noisy top-k gates, as the paper's multilingual model. */
+/**
+ * The compiler's messages in twelve directions: what `demo translation` trains. Noisy top-k gates, as the paper's multilingual model. In the few minutes it
+ * has, many small steps learn more than few large ones: after as many tokens, perplexity was 21 with 1,024 a batch and 34 with 2,048. Nor is there time to
+ * overfit, so there is no dropout.
+ */
 const MESSAGES = {
   task: "translation",
   vocab_size: 4000,
   hidden_size: 128,
   expert_hidden_size: 256,
-  dropout: 0.1,
-  batch_tokens: 2048,
+  dropout: 0,
+  batch_tokens: 1024,
   learning_rate: 5e-3,
   warmup_steps: 100,
-  decay_hold_steps: 200,
+  decay_hold_steps: 300,
   max_grad_norm: 1,
 } as const;
 
