@@ -4,6 +4,7 @@
  */
 
 import { checkInteger, checkNumber } from "../core/checks.js";
+import { NonFiniteError, expectation } from "../core/errors.js";
 import type { AttentionMemory } from "../tensor/ops/attentive-lstm.js";
 import { add } from "../tensor/ops/elementwise.js";
 import { logSoftmax, gatherLast, topK } from "../tensor/ops/reduce.js";
@@ -89,7 +90,7 @@ export function coverage(attention: readonly ArrayLike<number>[], sourceLength: 
  * The K hypotheses of the highest log P go on; one that ends while among the K best of its step is finished. A sentence is done when K are, or at its limit,
  * where only the end is allowed. All are then ranked by `score`. Sentences do not depend on each other, unless the gates are of a kind whose experts choose
  * among the rows of a batch.
- * @throws ConfigError for an option out of range
+ * @throws ConfigError for an option out of range; NonFiniteError for a model that gives no probabilities
  */
 export function beamSearch(model: TranslationModel, batch: SourceBatch, options: BeamOptions): Hypothesis[][] {
   const { eosId, beamSize: K = 4, lengthPenalty = 0.6, coveragePenalty = 0, maxLength = (n) => 2 * n + 10, nBest = 1 } = options;
@@ -106,6 +107,7 @@ export function beamSearch(model: TranslationModel, batch: SourceBatch, options:
   });
   const steps: Step[] = [];
   const finish = ({ sentence, logProbability }: Lane, lane: number, attention: ArrayLike<number>): void => {
+    if (Number.isNaN(logProbability)) return;
     const S = batch.sourceSteps;
     const ids: number[] = [];
     const rows = [rowOf(attention, lane, S, sentence.length)];
@@ -166,6 +168,9 @@ export function beamSearch(model: TranslationModel, batch: SourceBatch, options:
       decoder.dispose();
     }
   });
+  for (const { finished, index } of sentences) {
+    if (finished.length === 0) throw new NonFiniteError(expectation(where, `finite probabilities for sentence ${index}`, NaN, "Was the model's training stopped by values that are not finite?"));
+  }
   return sentences.map(({ finished }) => finished.sort((a, b) => b.score - a.score).slice(0, nBest));
 }
 

@@ -136,6 +136,18 @@ for (const { name, make } of BACKENDS) {
   });
 }
 
+describe("a model whose probabilities are not finite", () => {
+  useBackend(BACKENDS[1].make);
+  it("is refused, and leaves nothing in memory", () => {
+    const model = toy(6);
+    model.softmaxBias.backend.write(model.softmaxBias.buffer, new Array(6).fill(NaN));
+    const before = sg.defaultBackend().memory().used;
+    for (const maxLength of [() => 9, () => 1])
+      expect(() => beamSearch(model, batchOf([[1, EOS]]), { eosId: EOS, maxLength })).toThrow("beamSearch: expected finite probabilities for sentence 0, got NaN.");
+    expect(sg.defaultBackend().memory().used).toBe(before);
+  });
+});
+
 describe("GNMT's score", () => {
   useBackend(BACKENDS[0].make);
   it("normalises by ((5 + |Y|)/6)^α and penalises what was read less than once", () => {
