@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** The command line: `sparsegate train | eval | translate | generate | inspect | reproduce | doctor | demo`. Results go to stdout, progress to stderr. */
+/** The command line: `sparsegate train | eval | translate | generate | inspect | models | reproduce | doctor | demo`. Results go to stdout, progress to stderr. */
 
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError } from "commander";
@@ -104,6 +104,12 @@ function program(): Command {
     .option("--language <code>", "with --data: the language to translate into, for a model of several")
     .option("--json", "print as JSON")
     .action(async (run: string, options: Record<string, unknown>) => (await import("./inspect.js")).inspectCommand(run, options));
+  root
+    .command("models")
+    .description("the paper's language models: ops/timestep and parameters computed from their architecture, beside what it prints")
+    .option("--scale <x>", "widths in proportion to the paper's, with as many experts", number, 1)
+    .option("--json", "print as JSON")
+    .action(async (options: Record<string, unknown>) => (await import("./models.js")).modelsCommand(options));
   root
     .command("reproduce <table>")
     .description("train the rows of a table of the paper in kind, and report them beside its figures: table-6 (balance losses)")

@@ -37,8 +37,9 @@ export const TRAIN_FLAGS: readonly [heading: string, flags: readonly [flags: str
   [
     "Model",
     [
-      ["--model <name>", "MoE-<experts>, MoE-<experts>-h (hierarchical), MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM (MoE-32)"],
+      ["--model <name>", "MoE-<experts>, MoE-<experts>-h (hierarchical), MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM (MoE-32); sparsegate models lists the paper's"],
       ["--hidden-size <n>", "width of every layer"],
+      ["--scale <x>", "in place of --hidden-size: this share of the model's width in the paper"],
       ["--lstm-size <n>", "units of an LSTM (hidden size; more are projected back)"],
       ["--dropout <x>", "dropout rate"],
       ["--init-scale <x>", "weights start uniform in [-x, x]"],

@@ -1,7 +1,7 @@
 /** What a language model costs: multiply-adds a token and parameters, as the paper's tables count them (Shazeer et al. 2017, Tables 7 and 8). */
 
 import { gateTopK, type GateConfig } from "../moe/gates/index.js";
-import type { LanguageModelConfig, MiddleConfig, MoeMiddle } from "./language-model.js";
+import { isProjected, lstmLayers, type LanguageModelConfig, type MiddleConfig, type MoeMiddle } from "./language-model.js";
 import type { TranslationModelConfig } from "./translation-model.js";
 
 /** A gate of a mixture as its costs need it: at the second level of a hierarchical one there is one for each of `groups` groups. */
@@ -79,13 +79,16 @@ export interface Cost {
   parameters: number;
 }
 
-/** Multiply-adds of a forward pass per token, without the softmax, and parameters without embedding and softmax (Tables 7 and 8). */
+/**
+ * Multiply-adds of a forward pass per token, without the softmax, and parameters without embedding and softmax (Tables 7 and 8). Parameters are those the
+ * model has, with the biases of its LSTM layers: with them MoE-143M has the 4371.1 million that the paper prints, without them 4371.0.
+ */
 export function computeCost(config: LanguageModelConfig): Cost {
   const { hiddenSize: D, lstmSize: H, middle } = config;
-  const layers = 2 + (middle.kind === "lstm" ? middle.layers : 0);
-  const lstms = layers * lstmCost(D, H, H === D ? undefined : D);
+  const layers = lstmLayers(middle);
+  const lstms = layers * lstmCost(D, H, isProjected(config) ? D : undefined);
   const between = middleCost(middle, D);
-  return { opsPerTimestep: lstms + between.opsPerTimestep, parameters: lstms + between.parameters };
+  return { opsPerTimestep: lstms + between.opsPerTimestep, parameters: lstms + layers * 4 * H + between.parameters };
 }
 
 /**

@@ -41,7 +41,15 @@ export type MiddleConfig =
   | { kind: "dense"; hiddenSizes: readonly number[] }
   /** Further LSTM layers: 4xLSTM has two. */
   | { kind: "lstm"; layers: number }
-  | { kind: "none" };
+  | { kind: "none" }
+  /** Nothing, nor the second LSTM layer: LSTM-2048-512 and its like. */
+  | { kind: "single" };
+
+/** LSTM layers of a model with this middle. */
+export function lstmLayers(middle: MiddleConfig): number {
+  if (middle.kind === "single") return 1;
+  return 2 + (middle.kind === "lstm" ? middle.layers : 0);
+}
 
 /** Sizes and regularisation of a `LanguageModel`. */
 export interface LanguageModelConfig {
@@ -50,6 +58,8 @@ export interface LanguageModelConfig {
   hiddenSize: number;
   /** Units of an LSTM layer; with more than hiddenSize they are projected back (LSTM-2048-512). */
   lstmSize: number;
+  /** Project even as many units as hiddenSize (LSTM-512-512). Default: where lstmSize is not hiddenSize. */
+  projection?: boolean | undefined;
   middle: MiddleConfig;
   /** On the output of embedding, LSTM and MoE. */
   dropout: number;
@@ -60,6 +70,12 @@ export interface LanguageModelConfig {
   /** Every weight starts uniform in [−initScale, initScale] (Zaremba et al. 2014) instead of by fan-in. */
   initScale?: number | undefined;
   seed: number;
+}
+
+/** Whether the LSTM layers have a projection. @throws ConfigError for units that fit no layer without one */
+export function isProjected({ hiddenSize, lstmSize, projection = lstmSize !== hiddenSize }: Pick<LanguageModelConfig, "hiddenSize" | "lstmSize" | "projection">): boolean {
+  if (projection || lstmSize === hiddenSize) return projection;
+  throw new ConfigError(expectation("LanguageModel", `a projection of ${lstmSize} units (lstmSize) to ${hiddenSize} (hiddenSize)`, "projection false"));
 }
 
 /** What `LanguageModel.forward` gives. */
@@ -135,9 +151,8 @@ export class LanguageModel extends Module {
     const init = initScale === undefined ? undefined : ({ kind: "uniform", bound: initScale } as const);
     const withInit = init ? { init } : {};
     this.embedding = new Embedding({ name: "embedding", seed, vocabSize, hiddenSize, ...withInit });
-    const layers = 2 + (middle.kind === "lstm" ? middle.layers : 0);
-    const projectionSize = lstmSize === hiddenSize ? undefined : hiddenSize;
-    this.lstm = Array.from({ length: layers }, (_, i) => new Lstm({ name: `lstm.${i}`, seed, inputSize: hiddenSize, hiddenSize: lstmSize, projectionSize, ...withInit }));
+    const projectionSize = isProjected(config) ? hiddenSize : undefined;
+    this.lstm = Array.from({ length: lstmLayers(middle) }, (_, i) => new Lstm({ name: `lstm.${i}`, seed, inputSize: hiddenSize, hiddenSize: lstmSize, projectionSize, ...withInit }));
     if (middle.kind === "moe") this.moe = makeMoE(middle, hiddenSize, seed);
     if (middle.kind === "dense") this.dense = new FeedForward({ hiddenSize, hiddenSizes: middle.hiddenSizes, name: "dense", seed });
     this.softmaxWeight = parameter("softmaxWeight", [vocabSize, hiddenSize], init ?? { kind: "normal", std: 1 / Math.sqrt(hiddenSize) }, seed);
@@ -167,7 +182,7 @@ export class LanguageModel extends Module {
       next.push(state);
       x = this.#residual(drop(output, 1 + i), x);
       watch(`lstm.${i}`, x, state.c);
-      if (i > 0 || this.config.middle.kind === "none" || this.config.middle.kind === "lstm") continue;
+      if (i > 0 || (!this.moe && !this.dense)) continue;
       let y: Tensor;
       if (this.moe) {
         moe = this.moe.forward(x, context);

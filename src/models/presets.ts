@@ -10,44 +10,76 @@ import type { MiddleConfig, MoeMiddle } from "./language-model.js";
 export interface PresetOptions extends Omit<MoeMiddle, "kind" | "numExperts" | "expertHiddenSize" | "topK"> {
   /** D. The paper's models have 512. */
   hiddenSize: number;
-  /** F, one expert's hidden width (or widths). Default 2·hiddenSize (512 → 1024). */
+  /** F, one expert's hidden width (or widths). Default 2·hiddenSize (512 → 1024), of MoE-143M 8·hiddenSize. */
   expertHiddenSize?: number | readonly number[] | undefined;
   /** K, or the groups a row goes to in a hierarchical mixture. Default: the gate's, which is 4 for noisy top-k, and 2 in a hierarchical mixture. */
   topK?: number | undefined;
   /** Experts a row uses in each group of a hierarchical mixture. Default: as topK where the gate lets one choose. */
   secondaryTopK?: number | undefined;
-  /** Groups of a hierarchical mixture. Default 16 for names that end in -h, as in App. C; others are flat without it. */
+  /** Groups of a hierarchical mixture. Default for names that end in -h: 16 (App. C); 128 for 16384 experts, 256 for 65536 and 131072 (App. D). Others are flat without it. */
   branching?: number | undefined;
 }
 
-/** Names that `presetMiddle` knows; MoE-<n> and MoE-<n>-h stand for any number of experts. */
-export const PRESET_NAMES = ["MoE-1-Wide", "MoE-1-Deep", "4xLSTM", "LSTM", "MoE-4", "MoE-32", "MoE-256", "MoE-256-h", "MoE-1024-h", "MoE-4096-h"] as const;
+/** Names that `presetMiddle` knows; MoE-<n> and MoE-<n>-h stand for any number of experts, LSTM-<units>-<width> and 2xLSTM-<units>-<width> for any ratio of the two. */
+export const PRESET_NAMES = [
+  "MoE-1-Wide", "MoE-1-Deep", "4xLSTM", "LSTM", "MoE-4", "MoE-32", "MoE-256", "MoE-256-h", "MoE-1024-h", "MoE-4096-h",
+  "LSTM-512-512", "LSTM-1024-512", "LSTM-2048-512", "2xLSTM-8192-1024", "MoE-34M", "MoE-143M", "MoE-16384-h", "MoE-65536-h", "MoE-131072-h",
+] as const; // prettier-ignore
 
 /** Experts a token uses in the paper's flat models, which the dense ones match in computation. */
 const PAPER_TOP_K = 4;
 /** Experts a token uses at each level of its hierarchical models. */
 const PAPER_LEVEL_TOP_K = 2;
-/** First-level branching of the paper's hierarchical models (App. C). */
+/** First-level branching of the paper's hierarchical models (App. C), and of those that are in App. D alone. */
 const PAPER_BRANCHING = 16;
+const LARGE_BRANCHING: ReadonlyMap<number, number> = new Map([[16_384, 128], [65_536, 256], [131_072, 256]]); // prettier-ignore
+
+/** Models that the paper names by their operations: MoE-<n>-h of other widths. */
+const BY_OPERATIONS: ReadonlyMap<string, string> = new Map([["moe-34m", "moe-1024-h"], ["moe-143m", "moe-256-h"]]); // prettier-ignore
+
+/** LSTM-2048-512, 2xLSTM-8192-1024: layers, units and the width they are projected to. */
+function lstmName(name: string): { layers: 1 | 2; units: number; width: number } | undefined {
+  const match = /^(2x)?lstm-([1-9]\d{0,5})-([1-9]\d{0,5})$/.exec(name.toLowerCase());
+  return match ? { layers: match[1] ? 2 : 1, units: Number(match[2]), width: Number(match[3]) } : undefined;
+}
+
+/** Units of a preset's LSTM layers at width hiddenSize, in the proportion of the paper's, and whether they are projected: those of LSTM-512-512 are too. */
+export function presetLstm(name: string, hiddenSize: number): { lstmSize: number; projection: boolean } {
+  const lstm = lstmName(name);
+  if (lstm) return { lstmSize: Math.max(1, Math.round((hiddenSize * lstm.units) / lstm.width)), projection: true };
+  return name.toLowerCase() === "moe-143m" ? { lstmSize: 4 * hiddenSize, projection: true } : { lstmSize: hiddenSize, projection: false };
+}
+
+/** Hidden width of one of a preset's experts at width hiddenSize: 512 → 1024 of most, 1024 → 8192 of MoE-143M. */
+export function presetExpertSize(name: string, hiddenSize: number): number {
+  return (name.toLowerCase() === "moe-143m" ? 8 : 2) * hiddenSize;
+}
+
+/** The width that the paper has a preset at. */
+export function presetWidth(name: string): number {
+  return lstmName(name)?.width ?? (BY_OPERATIONS.has(name.toLowerCase()) ? 1024 : 512);
+}
 
 /**
  * What a named model has between its LSTM layers. All of MoE-1-Wide, MoE-1-Deep, 4xLSTM, MoE-n and MoE-n-h do the same number of multiply-adds (the gate
  * aside) when expertHiddenSize is 2·hiddenSize and a token uses 4 experts.
  * @throws ConfigError for an unknown name, or experts that do not make up the groups or the choices asked for
  */
-export function presetMiddle(name: string, { hiddenSize, expertHiddenSize = 2 * hiddenSize, branching, ...moe }: PresetOptions): MiddleConfig {
-  const key = name.toLowerCase();
+export function presetMiddle(name: string, { hiddenSize, expertHiddenSize = presetExpertSize(name, hiddenSize), branching, ...moe }: PresetOptions): MiddleConfig {
+  const key = BY_OPERATIONS.get(name.toLowerCase()) ?? name.toLowerCase();
   const width = typeof expertHiddenSize === "number" ? expertHiddenSize : expertHiddenSize[0]!;
   if (key === "moe-1-wide") return { kind: "dense", hiddenSizes: [(moe.topK ?? PAPER_TOP_K) * width] };
   if (key === "moe-1-deep") return { kind: "dense", hiddenSizes: new Array<number>(4).fill(width) };
-  if (key === "4xlstm") return { kind: "lstm", layers: 2 };
+  if (key === "4xlstm" || key === "4xlstm-512") return { kind: "lstm", layers: 2 };
   if (key === "lstm") return { kind: "none" };
+  const lstm = lstmName(key);
+  if (lstm) return lstm.layers === 1 ? { kind: "single" } : { kind: "none" };
   const match = /^moe-(\d+)(-h)?$/.exec(key);
   if (!match || Number(match[1]) < 1) {
-    throw new ConfigError(expectation("model (--model)", `one of ${PRESET_NAMES.join(", ")} (or MoE-<experts>, MoE-<experts>-h)`, name, didYouMean(name, PRESET_NAMES)));
+    throw new ConfigError(expectation("model (--model)", `one of ${PRESET_NAMES.join(", ")} (or MoE-<experts>, MoE-<experts>-h, LSTM-<units>-<width>)`, name, didYouMean(name, PRESET_NAMES)));
   }
   const numExperts = Number(match[1]);
-  const groups = branching ?? (match[2] ? PAPER_BRANCHING : undefined);
+  const groups = branching ?? (match[2] ? (LARGE_BRANCHING.get(numExperts) ?? PAPER_BRANCHING) : undefined);
   return groups === undefined ? flat(name, numExperts, { ...moe, expertHiddenSize }) : hierarchical(name, numExperts, groups, { ...moe, expertHiddenSize });
 }
 

@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { z } from "zod";
 import { ConfigError, FileError, expectation } from "../core/errors.js";
 import { didYouMean, nearest } from "../core/suggest.js";
+import { presetWidth } from "../models/presets.js";
 import { fileError } from "./atomic.js";
 import { moeFields, uselessOptions } from "./moe-config.js";
 import { misplacedOptions, translationFields, withTranslationDefaults } from "./translation/config.js";
@@ -44,6 +45,8 @@ export const trainConfigSchema = z.strictObject({
   model: z.string().min(1).optional(),
   /** The paper has 512; 128 trains in minutes on two cores. */
   hidden_size: size.default(128),
+  /** Short for a hidden_size: this share of the width that the paper has the model at, 512 or 1024. */
+  scale: z.number().positive().max(64).optional(),
   expert_hidden_size: size.optional(),
   lstm_size: size.optional(),
   ...moeFields,
@@ -90,7 +93,7 @@ export const trainConfigSchema = z.strictObject({
   logging_steps: steps.default(10),
 });
 
-export type TrainConfig = Omit<z.infer<typeof trainConfigSchema>, "num_experts"> & { model: string; warmup_steps: number };
+export type TrainConfig = Omit<z.infer<typeof trainConfigSchema>, "num_experts" | "scale"> & { model: string; warmup_steps: number };
 
 /** What the schema says of a field, for messages and for reading text. */
 interface Field {
@@ -181,7 +184,8 @@ function check(values: Record<string, unknown>, originOf: (key: string) => strin
   const parsed = trainConfigSchema.safeParse(values);
   if (!parsed.success)
     throw new ConfigError([...new Set(parsed.error.issues.flatMap((issue) => explain(issue, values, originOf)))].join("\n"));
-  const { num_experts: _, ...config } = { ...parsed.data, model: modelName(parsed.data, originOf) };
+  const { num_experts: _, scale, ...config } = { ...parsed.data, model: modelName(parsed.data, originOf) };
+  if (scale !== undefined) config.hidden_size = scaledWidth(config.model, scale, values["hidden_size"] === undefined ? undefined : config.hidden_size, originOf);
   const rows = config.batch_size * config.time_steps;
   if (rows > MAX_ROWS) {
     throw new ConfigError(
@@ -223,6 +227,14 @@ function modelName({ model, num_experts, branching }: z.infer<typeof trainConfig
   const agrees = model === undefined || model.toLowerCase().replace(/-h$/, "") === `moe-${num_experts}`;
   if (!agrees) throw new ConfigError(message("num_experts", originOf("num_experts"), `left out, or that of --model ${model}`, num_experts, "The name of a model says its number of experts."));
   return model ?? named;
+}
+
+/** The width of a model at a scale. @throws ConfigError where it is no whole number, or one is given beside it */
+function scaledWidth(model: string, scale: number, given: number | undefined, originOf: (key: string) => string): number {
+  if (given !== undefined) throw new ConfigError(message("scale", originOf("scale"), `left out beside a hidden_size of ${given}`, scale, "It is short for one."));
+  const width = presetWidth(model) * scale;
+  if (Number.isInteger(width)) return width;
+  throw new ConfigError(message("scale", originOf("scale"), `a share of the ${presetWidth(model)} units of ${model} that is a whole number of them`, scale));
 }
 
 function explain(issue: z.core.$ZodIssue, values: Record<string, unknown>, originOf: (key: string) => string): string[] {

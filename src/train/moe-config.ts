@@ -3,7 +3,7 @@
 import { z } from "zod";
 import { gateLevels, nameOf } from "../models/cost.js";
 import type { MiddleConfig } from "../models/language-model.js";
-import { presetMiddle } from "../models/presets.js";
+import { presetExpertSize, presetMiddle } from "../models/presets.js";
 import { GATE_NAMES, type GateConfig, type GateName } from "../moe/gates/index.js";
 import type { TrainConfig } from "./config.js";
 
@@ -17,7 +17,7 @@ const factor = z.number().positive().optional();
 export const moeFields = {
   /** Short for a model's name: 64 for MoE-64, or MoE-64-h where there is a branching. */
   num_experts: count.max(2 ** 20).optional(),
-  /** Groups of a hierarchical mixture. Default 16 for models that end in -h, as in App. C; other models are flat. */
+  /** Groups of a hierarchical mixture. Default the paper's for models that end in -h: 16, and 128 or 256 for the three largest; other models are flat. */
   branching: count.optional(),
   /** noisy-top-k is the paper's. */
   gate: gateName.default("noisy-top-k"),
@@ -149,7 +149,7 @@ export function uselessOptions(config: TrainConfig, wasSet: (key: string) => boo
 /** What stands between the LSTM layers. @throws ConfigError as `presetMiddle` */
 export function moeMiddle(config: TrainConfig): MiddleConfig {
   const { top_k, secondary_gate, secondary_top_k, gate, hidden_size, expert_layers } = config;
-  const width = config.expert_hidden_size ?? 2 * hidden_size;
+  const width = config.expert_hidden_size ?? presetExpertSize(config.model, hidden_size);
   return presetMiddle(config.model, {
     hiddenSize: hidden_size,
     expertHiddenSize: expert_layers === 1 ? width : new Array<number>(expert_layers).fill(width),
@@ -195,7 +195,7 @@ export function effectiveMoe(
   if (middle.kind !== "moe") return {};
   const [first, second] = gateLevels(middle);
   return {
-    expert_hidden_size: config.expert_hidden_size ?? 2 * config.hidden_size,
+    expert_hidden_size: config.expert_hidden_size ?? presetExpertSize(config.model, config.hidden_size),
     top_k: first!.topK,
     ...(second ? { branching: first!.numExperts, secondary_gate: nameOf(second.type), secondary_top_k: second.topK } : {}),
   };

@@ -2,7 +2,7 @@
 
 import { ConfigError, expectation } from "../core/errors.js";
 import { computeCost, expertSize, expertsPerRow, expertWidths, gateLevels, nameOf, totalExperts, type GateLevel } from "../models/cost.js";
-import type { LanguageModelConfig, MoeMiddle } from "../models/language-model.js";
+import { isProjected, lstmLayers, type LanguageModelConfig, type MoeMiddle } from "../models/language-model.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import type { TrainConfig } from "./config.js";
 import { modelConfig } from "./setup.js";
@@ -37,15 +37,14 @@ export function planRun(config: TrainConfig, vocabSize: number): Plan {
   const { hiddenSize: D, middle } = model;
   const experts = expertMemory(config, model);
   const { opsPerTimestep, parameters: inner } = computeCost(model);
-  const biases = lstmLayers(model) * 4 * model.lstmSize;
   const tables = vocabSize * D;
-  const parameters = inner + biases + 2 * tables + vocabSize;
+  const parameters = inner + 2 * tables + vocabSize;
   const rows = config.batch_size * config.time_steps;
 
   const state = parameters + (parameters - experts.all) * momentsOf(config) + experts.allState;
   // Gradients by rows hold a slot for each token that was looked up, not the whole table.
   const classes = config.sampled_softmax > 0 ? rows + config.sampled_softmax : vocabSize;
-  const gradients = inner + biases + rows * D + classes * D;
+  const gradients = inner + rows * D + classes * D;
   const forward = forwardScalars(model, config, classes);
   // The most is in use either in the softmax, with its logits, or at the end of the way back, in the first LSTM.
   const logits =
@@ -56,7 +55,7 @@ export function planRun(config: TrainConfig, vocabSize: number): Plan {
   const inExperts = middle.kind === "moe" ? classes * D + lstm + experts.all + expertsWayBack(middle, D, rows) : 0;
   const bytes = 4 * (state + forward + Math.max(logits, wayBack, inExperts));
   const perParameter = experts.routed > 0 ? (4 * (2 * experts.routed + experts.routedState)) / experts.routed : 0;
-  return { parameters, moeParameters: experts.routed, opsPerTimestep, bytes, bytesPerExpertParameter: perParameter, fixedBytes: 4 * (state + inner + biases) };
+  return { parameters, moeParameters: experts.routed, opsPerTimestep, bytes, bytesPerExpertParameter: perParameter, fixedBytes: 4 * (state + inner) };
 }
 
 /** Scalars that Adam keeps for each of a parameter's. */
@@ -94,14 +93,14 @@ function forwardScalars(model: LanguageModelConfig, config: TrainConfig, classes
   const around = dropped + (config.residual ? N * D : 0);
   const embedding = N * (D + 3) + dropped;
   // Gates, cells, the cells and outputs that each step starts from, the output; before a projection also the units.
-  const lstm = N * (4 * H + 2 * H + 2 * D + (H === D ? 0 : H)) + around;
+  const lstm = N * (4 * H + 2 * H + 2 * D + (isProjected(model) ? H : 0)) + around;
   let between = 0;
   if (middle.kind === "dense") between = N * (2 * middle.hiddenSizes.reduce((sum, width) => sum + width, 0) + D);
   if (middle.kind === "moe") between = moeScalars(middle, D, N);
   if (between > 0) between += around + (model.sigmoid ? N * D : 0);
   // The softmax takes its gradients in the forward pass; sampled, it also gathers the rows of its classes.
   const softmax = N * D + classes * D * (config.sampled_softmax > 0 ? 2 : 1);
-  return embedding + lstmLayers(model) * lstm + between + softmax;
+  return embedding + lstmLayers(middle) * lstm + between + softmax;
 }
 
 /** The part of `forwardScalars` that a mixture leaves. */
@@ -167,10 +166,6 @@ function expertsWayBack(middle: MoeMiddle, D: number, N: number): number {
   // Of a hidden layer before and after its activation; swiglu's product has two factors.
   const gradients = isOneOperation(middle, widths) ? F + 2 * D : Math.max((middle.activation === "swiglu" ? 3 : 2) * F, F + D);
   return M * (gradients + again) + 2 * N * D;
-}
-
-function lstmLayers({ middle }: LanguageModelConfig): number {
-  return 2 + (middle.kind === "lstm" ? middle.layers : 0);
 }
 
 /** @throws ConfigError, naming what is needed and what there is, for a model that no batch is small enough for; as `planRun` for one that cannot be */

@@ -5,6 +5,7 @@ import { dirname, join } from "node:path";
 import { firstNonFinite } from "../core/checks.js";
 import { ConfigError, FileError, NonFiniteError, expectation } from "../core/errors.js";
 import { LanguageModel } from "../models/language-model.js";
+import { presetLstm } from "../models/presets.js";
 import { sameShape, type Tensor } from "../tensor/tensor.js";
 import { loadTokenizer } from "../text/load.js";
 import type { Tokenizer } from "../text/tokenizer.js";
@@ -104,7 +105,7 @@ const FIXED = [
 
 /** With the values of options that were left to the model and the gate. */
 function effective(config: TrainConfig): TrainConfig {
-  return { ...config, lstm_size: config.lstm_size ?? config.hidden_size, ...effectiveMoe(config) };
+  return { ...config, lstm_size: config.lstm_size ?? presetLstm(config.model, config.hidden_size).lstmSize, ...effectiveMoe(config) };
 }
 
 /** @throws ConfigError naming the field that differs */

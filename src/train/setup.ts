@@ -1,6 +1,7 @@
 /** From a configuration to data, model, optimiser and schedule. */
 
 import type { LanguageModelConfig } from "../models/language-model.js";
+import { presetLstm } from "../models/presets.js";
 import { Adam, Sgd, type Optimizer } from "../optim/optimizers.js";
 import { constant, inverseSquareRoot, stepDecay, type Schedule } from "../optim/schedules.js";
 import type { Tensor } from "../tensor/tensor.js";
@@ -52,13 +53,14 @@ export function makeTokenizer(config: TrainConfig, lines: Iterable<string>): Tok
 
 export function modelConfig(config: TrainConfig, vocabSize: number): LanguageModelConfig {
   const middle = moeMiddle(config);
+  const { lstmSize, projection } = presetLstm(config.model, config.hidden_size);
   return {
     vocabSize,
     hiddenSize: config.hidden_size,
-    lstmSize: config.lstm_size ?? config.hidden_size,
+    ...(config.lstm_size === undefined ? { lstmSize, projection } : { lstmSize: config.lstm_size }),
     middle,
     dropout: config.dropout,
-    sigmoid: config.sigmoid && middle.kind !== "none" && middle.kind !== "lstm",
+    sigmoid: config.sigmoid && (middle.kind === "moe" || middle.kind === "dense"),
     residual: config.residual,
     initScale: config.init_scale,
     seed: config.seed,

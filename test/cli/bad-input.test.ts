@@ -113,7 +113,7 @@ const cases: Record<string, Case> = {
   },
   "an unknown model": {
     args: train({ model: "MoE32" }),
-    says: 'model (--model): expected one of MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM, MoE-4, MoE-32, MoE-256, MoE-256-h, MoE-1024-h, MoE-4096-h (or MoE-<experts>, MoE-<experts>-h), got "MoE32". Did you mean MoE-32?',
+    says: 'model (--model): expected one of MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM, MoE-4, MoE-32, MoE-256, MoE-256-h, MoE-1024-h, MoE-4096-h, LSTM-512-512, LSTM-1024-512, LSTM-2048-512, 2xLSTM-8192-1024, MoE-34M, MoE-143M, MoE-16384-h, MoE-65536-h, MoE-131072-h (or MoE-<experts>, MoE-<experts>-h, LSTM-<units>-<width>), got "MoE32". Did you mean MoE-32?',
   },
   "fewer experts than a token uses": {
     args: train({ model: "MoE-3", top_k: 4 }),
