@@ -20,6 +20,11 @@ function number(value: string): number {
   return n;
 }
 
+/** Values of an option that may be repeated. */
+function several(value: string, before: string[] | undefined): string[] {
+  return [...(before ?? []), value];
+}
+
 const EXIT_CODES = `
 Exit codes: 0 done; 1 something to be mended, said in one line; 70 a bug of sparsegate; 130 or 143 training was interrupted by
 Ctrl-C or SIGTERM and has written a checkpoint. Progress and messages go to stderr, results to stdout.`;
@@ -112,11 +117,16 @@ function program(): Command {
     .action(async (options: Record<string, unknown>) => (await import("./models.js")).modelsCommand(options));
   root
     .command("reproduce <table>")
-    .description("train the rows of a table of the paper in kind, and report them beside its figures: table-6 (balance losses)")
-    .option("--data <file>", "text, plain or .gz, a sentence a line; default: TypeScript's messages in 14 languages")
+    .description("train the rows of a table of the paper in kind, and report them beside its figures: table-6 (balance losses), table-7 (more experts at equal computation), table-8 (and more data)")
+    .option("--data <path>", "text, plain or .gz, a sentence a line, or a folder of train, valid, test and vocab; default: TypeScript's messages in 14 languages")
     .option("--output-dir <dir>", "where rows and report go (runs/<table>); rows that are there already go on, or are done")
     .option("--overwrite", "train all rows anew")
-    .option("--max-steps <n>", "training steps a row", wholeNumber)
+    .option("--rows <names>", "rows to train, separated by commas (those of the paper's width up to MoE-1024-h)")
+    .option("--scale <x>", "table-7 and table-8: widths in proportion to the paper's (0.25)", number)
+    .option("--tokens <n>", "training tokens a row; more than before carry rows on from where they are", wholeNumber)
+    .option("--max-steps <n>", "training steps a row, in place of --tokens", wholeNumber)
+    .option("--set <setting>", "an option of train for all rows, like dropout=0.2, or for one, like MoE-256:dropout=0.2; may be repeated", several)
+    .option("--results <dir>", "write table and figures there too, as Markdown, JSON and SVG, whenever a row is done")
     .option("--seed <n>", "seed of everything random", wholeNumber, 0)
     .option("--no-progress", "no live progress")
     .option("--json", "print the results as JSON")

@@ -175,6 +175,19 @@ export function resolveConfig(sources: Sources): TrainConfig {
   return check(values, (key) => origins.get(key) ?? flagOf(key));
 }
 
+/** Settings KEY=VALUE in the type that their field has; keys in kebab-case are known too. @throws ConfigError for one that is no setting */
+export function parseSettings(where: string, texts: readonly string[]): Record<string, unknown> {
+  const settings: Record<string, unknown> = {};
+  for (const text of texts) {
+    const [, name, value] = /^([^=]+)=(.*)$/s.exec(text) ?? [];
+    if (name === undefined) throw new ConfigError(expectation(where, "KEY=VALUE", text, "Like dropout=0.2."));
+    const key = name.replaceAll("-", "_");
+    if (!FIELDS.has(key)) throw new ConfigError(expectation(where, "the name of an option of train", name, didYouMean(key, FIELDS.keys())));
+    settings[key] = fromText(key, value!);
+  }
+  return settings;
+}
+
 /** Checks values that all come from one place. @throws ConfigError as `resolveConfig` */
 export function checkConfig(values: Record<string, unknown>, where: string): TrainConfig {
   return check(values, () => where);

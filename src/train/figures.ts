@@ -24,7 +24,7 @@ export function isMoe(run: Pick<ReportRun, "numExperts">): boolean {
 }
 
 /** Style of each run, by its place: the page defines --series-1 to --series-8; more runs start over. */
-export function runStyles(runs: readonly ReportRun[]): RunStyle[] {
+export function runStyles(runs: readonly Pick<ReportRun, "numExperts">[]): RunStyle[] {
   return runs.map((run, i) => ({ color: `var(--series-${(i % 8) + 1})`, dashed: !isMoe(run) }));
 }
 
@@ -63,7 +63,7 @@ export async function drawing(): Promise<Drawing> {
 export async function drawFigures(data: DemoReport): Promise<Figures> {
   const { plot, draw } = await drawing();
   return {
-    capacity: capacityFigure(plot, draw, data.runs),
+    capacity: capacityFigure({ plot, draw }, data.runs),
     learning: learningFigure(plot, draw, data.runs),
     load: data.runs
       .filter((run) => isMoe(run) && run.loadOverTime.length > 1)
@@ -73,7 +73,10 @@ export async function drawFigures(data: DemoReport): Promise<Figures> {
 }
 
 /** Test perplexity against parameters: the MoE runs joined by a line, each dense run a point with a rule that shows where the line crosses it. */
-function capacityFigure(plot: Plot, draw: Draw, runs: readonly ReportRun[]): string {
+export function capacityFigure(
+  { plot, draw }: Drawing,
+  runs: readonly Pick<ReportRun, "name" | "parameters" | "testPerplexity" | "numExperts">[],
+): string {
   const styles = runStyles(runs);
   const points = runs
     .map((run, i) => ({ x: run.parameters, y: run.testPerplexity, name: run.name, moe: isMoe(run), color: styles[i].color }))
@@ -243,8 +246,15 @@ export interface Series {
 }
 
 /** Quantities over training, a line each; values that are not finite are left out. Empty where none has two points. */
-export function stepsFigure({ plot, draw }: Drawing, series: readonly Series[], { label, ariaLabel }: { label: string; ariaLabel: string }): string {
-  const lines = series.map(({ color, points }) => ({ color, points: averaged(points.map(({ step, value }) => ({ x: step, y: value }))) }));
+export function stepsFigure(
+  { plot, draw }: Drawing,
+  series: readonly Series[],
+  { label, ariaLabel }: { label: string; ariaLabel: string },
+): string {
+  const lines = series.map(({ color, points }) => ({
+    color,
+    points: averaged(points.map(({ step, value }) => ({ x: step, y: value }))),
+  }));
   const drawn = lines.filter(({ points }) => points.length > 1);
   if (drawn.length === 0) return "";
   return draw({
@@ -255,6 +265,41 @@ export function stepsFigure({ plot, draw }: Drawing, series: readonly Series[], 
     x: { label: "training step", tickFormat: compact, ticks: 6 },
     y: { label: `↑ ${label}`, grid: true, zero: true, ticks: 5, labelArrow: "none" },
     marks: drawn.map(({ color, points }) => plot.line(points, { x: "x", y: "y", stroke: color, strokeWidth: 1.75 })),
+  });
+}
+
+/** Perplexity on a logarithmic scale over the tokens that were trained on, a line each model. Empty where none has two points. */
+export function perplexityFigure(
+  { plot, draw }: Drawing,
+  curves: readonly { color: string; points: readonly { tokens: number; perplexity: number }[] }[],
+): string {
+  const drawn = curves.filter(({ points }) => points.length > 1);
+  if (drawn.length === 0) return "";
+  // The first evaluations are far above the rest, and would leave no room for what the curves differ in.
+  const last = drawn.map(({ points }) => points.at(-1)!.perplexity);
+  const top = 2.5 * Math.max(...last);
+  return draw({
+    height: 380,
+    marginLeft: 56,
+    marginTop: 24,
+    ariaLabel: "Perplexity of the validation text over training, a line each model",
+    x: { label: "training tokens", tickFormat: compact, ticks: 6 },
+    y: {
+      type: "log",
+      domain: [0.95 * Math.min(...last), top],
+      clamp: true,
+      label: "↑ valid perplexity",
+      grid: true,
+      ticks: 6,
+      tickFormat: compact,
+      labelArrow: "none",
+    },
+    marks: drawn.map(({ color, points }) =>
+      plot.line(
+        points.filter(({ perplexity }) => perplexity <= top),
+        { x: "tokens", y: "perplexity", stroke: color, strokeWidth: 1.75 },
+      ),
+    ),
   });
 }
 

@@ -76,9 +76,14 @@ function escapeHtml(text: string): string {
   return printable(text).replace(/[&<>"']/g, (character) => ENTITIES[character]);
 }
 
+/** Colours of series on a light page. */
+export const COLORS = ["#7a818a", "#a3752c", "#9a5b86", "#4f8a4c", "#2b83c6", "#d9662b", "#7a4fc0", "#c22f4d"] as const;
+
+const SERIES = COLORS.map((color, i) => `--series-${i + 1}:${color}`).join(";");
+
 const STYLE = `
 :root{color-scheme:light dark;--page:#fff;--ink:#1c2024;--soft:#5c6670;--rule:#dde2e7;--tint:#f4f6f8;--mark:#ffe58a;--accent:#1767b5;
---series-1:#7a818a;--series-2:#a3752c;--series-3:#9a5b86;--series-4:#4f8a4c;--series-5:#2b83c6;--series-6:#d9662b;--series-7:#7a4fc0;--series-8:#c22f4d}
+${SERIES}}
 @media (prefers-color-scheme:dark){:root{--page:#14171a;--ink:#e6e9ec;--soft:#9aa5b0;--rule:#30363d;--tint:#1d2126;--mark:#6b5610;--accent:#5aa9f0;
 --series-1:#a3abb5;--series-2:#d6a65a;--series-3:#d091bb;--series-4:#7fc27b;--series-5:#5db0ee;--series-6:#f39a63;--series-7:#b596f0;--series-8:#f0718a}}
 *{box-sizing:border-box}
@@ -119,7 +124,7 @@ mark{background:var(--mark);color:inherit;padding:.05em .15em;border-radius:3px}
 .samples li{padding:.45em 0;border-bottom:1px solid var(--rule);white-space:pre-wrap;overflow-wrap:anywhere}
 @media (max-width:600px){body{font-size:16px}main{padding-top:28px}h1{font-size:1.6rem}}
 @media print{:root{color-scheme:light;--page:#fff;--ink:#000;--soft:#444;--rule:#bbb;--tint:#f2f2f2;--mark:#ffe58a;--accent:#1767b5;
---series-1:#7a818a;--series-2:#a3752c;--series-3:#9a5b86;--series-4:#4f8a4c;--series-5:#2b83c6;--series-6:#d9662b;--series-7:#7a4fc0;--series-8:#c22f4d}
+${SERIES}}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}body{font-size:10.5pt}main{max-width:none;padding:0}figure,tr,li{break-inside:avoid}h2,h3{break-after:avoid}
 .scroll{overflow:visible}svg.plot,.experts{min-width:0}.numbers{font-size:.7rem}.numbers th,.numbers td{padding:4px 5px}}
 `;

@@ -108,6 +108,6 @@ describe("reproduce table-6", () => {
 
   test("says what it can reproduce", { timeout: 30_000 }, async () => {
     const { code, stderr } = await run(["reproduce", "tabel-6"], { cwd: root });
-    expect([code, stderr]).toEqual([1, 'reproduce: expected one of table-6, got "tabel-6". Did you mean table-6?\n']);
+    expect([code, stderr]).toEqual([1, 'reproduce: expected one of table-6, table-7, table-8, got "tabel-6". Did you mean table-6?\n']);
   });
 });

@@ -344,7 +344,7 @@ const bad: Record<string, [call: () => unknown, kind: Kind, says: string]> = {
   "a model without a name": [
     () => sg.presetMiddle("lstm4x", { hiddenSize: 4 }),
     ConfigError,
-    'model (--model): expected one of MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM, MoE-4, MoE-32, MoE-256, MoE-256-h, MoE-1024-h, MoE-4096-h (or MoE-<experts>, MoE-<experts>-h), got "lstm4x". Did you mean LSTM?',
+    'model (--model): expected one of MoE-1-Wide, MoE-1-Deep, 4xLSTM, LSTM, MoE-4, MoE-32, MoE-256, MoE-256-h, MoE-1024-h, MoE-4096-h, LSTM-512-512, LSTM-1024-512, LSTM-2048-512, 2xLSTM-8192-1024, MoE-34M, MoE-143M, MoE-16384-h, MoE-65536-h, MoE-131072-h (or MoE-<experts>, MoE-<experts>-h, LSTM-<units>-<width>), got "lstm4x". Did you mean LSTM?',
   ],
   "more candidates than words": [
     () => sg.logUniformCandidates(4, 5, key),

@@ -27,6 +27,9 @@ const done = (change: (figures: Figures, key: string) => Figures = (figures) => 
   table.rows.map((row) => ({
     row,
     figures: change({ ...row.paper, testMaxOverMeanLoad: 1.5 }, row.key),
+    tokens: 1000,
+    tokensPerSecond: 10,
+    curve: [],
     history: [1, 2, 3].map((step) => ({
       step,
       cvImportance: 1 / step,
@@ -113,6 +116,42 @@ describe("table 6", () => {
     // Interrupted after a row.
     const part = await renderReproduction({ ...common, done: done().slice(0, 1) });
     expect(parseHTML(part).document.querySelectorAll("tbody tr")).toHaveLength(1);
+  });
+});
+
+describe("tables 7 and 8", () => {
+  const paper = (name: string): Map<string, Figures> => new Map(TABLES.get(name)!.rows.map(({ key, paper: figures }) => [key, figures]));
+  test("claim what the paper's own figures show, and say of each that it does not hold where they are against it", () => {
+    const [seven, eight] = [TABLES.get("table-7")!, TABLES.get("table-8")!];
+    const all = seven.claims(paper("table-7"));
+    expect(all.map(({ holds: it }) => it)).toEqual([true, true, true, true, true]);
+    // The best dense model of as much computation is MoE-1-Deep; LSTM-2048-512, with 44.7, computes more.
+    expect(all[4]!.because).toBe("MoE-1-Deep 45.70, MoE-256 35.70, 21.9% less");
+    for (const [key, perplexity, wanted] of [
+      ["MoE-32", 46, [false, true, true, false, true]],
+      ["MoE-256", 46, [true, false, true, true, false]],
+      ["MoE-1024-h", 36.1, [true, true, false, true, true]],
+      ["4xLSTM-512", 35, [true, true, true, false, false]],
+    ] as const) {
+      const changed = paper("table-7").set(key, { perplexity });
+      expect(seven.claims(changed).map(({ holds: it }) => it), key).toEqual(wanted);
+    }
+    expect(eight.claims(paper("table-8")).map(({ holds: it }) => it)).toEqual([true, true, true, true, true, true, true]);
+    const shrinking = paper("table-8").set("MoE-32", { perplexityTenth: 48.5, perplexity: 46 });
+    expect(eight.claims(shrinking)[0]).toMatchObject({ holds: false, because: "11.0% less after a tenth, 2.1% less after all" });
+    // Half a table claims what it can.
+    expect(seven.claims(new Map([["MoE-32", { perplexity: 1 }]]))).toEqual([]);
+    expect(eight.claims(new Map([["MoE-32", { perplexity: 1 }]]))).toEqual([]);
+  });
+
+  test("give all rows the same settings but for the model, none of which depends on the number of steps", () => {
+    for (const name of ["table-7", "table-8"]) {
+      const { rows, config, usual } = TABLES.get(name)!;
+      for (const { changes } of rows) expect(["model", "branching"]).toEqual(expect.arrayContaining(Object.keys(changes)));
+      const of = (max_steps: number): object => ({ ...checkConfig({ train: "x", ...config, max_steps }, "the test"), max_steps: 0 });
+      expect(of(30)).toEqual(of(30_000));
+      expect(rows.map(({ key }) => key)).toEqual(expect.arrayContaining([...usual!]));
+    }
   });
 });
 

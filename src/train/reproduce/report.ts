@@ -1,6 +1,6 @@
 /** A reproduced table as text and as a page with figures: our figures beside the paper's. */
 
-import { drawing, stepsFigure, type Series } from "../figures.js";
+import { capacityFigure, drawing, perplexityFigure, stepsFigure, type Drawing, type Series } from "../figures.js";
 import { figure, fixed, html, origin, page, type Html } from "../page.js";
 import type { DoneRow } from "./run.js";
 import type { Claim, PaperTable } from "./table.js";
@@ -22,12 +22,15 @@ export interface Reproduction {
 
 /** Headings and rows: each figure, and beside it the paper's where it has one. */
 export function comparison({ table, done }: Pick<Reproduction, "table" | "done">): { head: string[]; rows: string[][] } {
+  // How fast a row was is no figure of the table's: it is another each time.
+  const speeds = table.stops !== undefined;
   const inPaper = (name: string): boolean => table.rows.some(({ paper }) => name in paper);
   const head = [
     ...table.labels,
     ...table.columns.flatMap(({ figure: name, heading }) => (inPaper(name) ? [heading, "(paper)"] : [heading])),
+    ...(speeds ? ["tokens (M)", "tokens/s"] : []),
   ];
-  const rows = done.map(({ row, figures }) => [
+  const rows = done.map(({ row, figures, tokens, tokensPerSecond }) => [
     ...row.labels,
     ...table.columns.flatMap(({ figure: name, digits }) => {
       const ours = fixed(figures[name] ?? NaN, digits);
@@ -35,6 +38,7 @@ export function comparison({ table, done }: Pick<Reproduction, "table" | "done">
       const theirs = row.paper[name];
       return [ours, theirs === undefined ? "-" : String(theirs)];
     }),
+    ...(speeds ? [fixed(tokens / 1e6, 2), fixed(tokensPerSecond, 0)] : []),
   ]);
   return { head, rows };
 }
@@ -44,31 +48,80 @@ export function claimsOf({ table, done }: Pick<Reproduction, "table" | "done">):
   return table.claims(new Map(done.map(({ row, figures }) => [row.key, figures])));
 }
 
-/** The page: the table, what it shows, and balance over training, a line each row. It refers to nothing outside itself. */
+/** A figure of a reproduction: its name as a file, the SVG, and what it shows. */
+export interface ReproductionFigure {
+  name: string;
+  svg: string;
+  caption: string;
+  note: string;
+}
+
+/** Colour of a row, by its place. */
+const colorOf = (i: number): string => `var(--series-${(i % 8) + 1})`;
+
+/** The figures that there is something to draw in. */
+export function reproductionFigures(tools: Drawing, { table, done }: Pick<Reproduction, "table" | "done">): ReproductionFigure[] {
+  const balance = (value: (record: DoneRow["history"][number]) => number | null): Series[] =>
+    done.flatMap(({ row, history }, i) => {
+      const points = history.flatMap((record) => (value(record) === null ? [] : [{ step: record.step, value: value(record)! }]));
+      return points.length === 0 ? [] : [{ name: row.labels.join(", "), color: colorOf(i), points }];
+    });
+  const runs = done.map(({ row, figures }) => ({
+    name: row.labels.join(", "),
+    parameters: 1e6 * (figures["parameters"] ?? NaN),
+    testPerplexity: figures["perplexity"] ?? NaN,
+    numExperts: figures["numExperts"] ?? 0,
+  }));
+  const figures: ReproductionFigure[] = [
+    {
+      name: "capacity",
+      svg: table.drawsCapacity ? capacityFigure(tools, runs) : "",
+      caption: "Test perplexity against parameters without embedding and softmax.",
+      note: "Mixtures are joined by a line; the others are squares with a rule across.",
+    },
+    {
+      name: "learning",
+      svg: table.drawsCapacity
+        ? perplexityFigure(
+            tools,
+            done.map(({ curve }, i) => ({ color: colorOf(i), points: curve })),
+          )
+        : "",
+      caption: "Perplexity of the validation text over training.",
+      note: "",
+    },
+    {
+      name: "importance",
+      svg: stepsFigure(
+        tools,
+        balance(({ cvImportance }) => cvImportance),
+        { label: "CV(Importance)", ariaLabel: "CV(Importance) over training, a line each row" },
+      ),
+      caption: "CV(Importance) of each step's batch over training.",
+      note: "0 is perfect balance.",
+    },
+    {
+      name: "load",
+      svg: stepsFigure(
+        tools,
+        balance(({ maxOverMeanLoad }) => maxOverMeanLoad),
+        { label: "max/mean load", ariaLabel: "Load of the busiest expert over the mean, over training, a line each row" },
+      ),
+      caption: "Load of the busiest expert over the mean, of each step's batch.",
+      note: "1 is perfect balance.",
+    },
+  ];
+  return figures.filter(({ svg }) => svg !== "");
+}
+
+/** The page: the table, what it shows, and its figures. It refers to nothing outside itself. */
 export async function renderReproduction(reproduction: Reproduction): Promise<string> {
   const { table, done, text, trainTokens, testTokens, command, machine, createdAt } = reproduction;
-  const tools = await drawing();
-  const colors = done.map((_, i) => `var(--series-${(i % 8) + 1})`);
   const names = done.map(({ row }) => row.labels.map((label, i) => `${table.labels[i]} ${label}`).join(", "));
-  const curve = (value: (record: DoneRow["history"][number]) => number | null): Series[] =>
-    done.map(({ history }, i) => ({
-      name: names[i]!,
-      color: colors[i]!,
-      points: history.flatMap((record) => (value(record) === null ? [] : [{ step: record.step, value: value(record)! }])),
-    }));
   const legend = html`<p class="legend">
-    ${names.map((name, i) => html`<span><i class="swatch" style="--color:${colors[i]!}"></i>${name}</span>`)}
+    ${names.map((name, i) => html`<span><i class="swatch" style="--color:${colorOf(i)}"></i>${name}</span>`)}
   </p>`;
-  const cv = stepsFigure(
-    tools,
-    curve(({ cvImportance }) => cvImportance),
-    { label: "CV(Importance)", ariaLabel: "CV(Importance) over training, a line each row" },
-  );
-  const busiest = stepsFigure(
-    tools,
-    curve(({ maxOverMeanLoad }) => maxOverMeanLoad),
-    { label: "max/mean load", ariaLabel: "Load of the busiest expert over the mean, over training, a line each row" },
-  );
+  const figures = reproductionFigures(await drawing(), reproduction);
   return page(
     table.title,
     html`<header>
@@ -80,8 +133,7 @@ export async function renderReproduction(reproduction: Reproduction): Promise<st
         ${origin(command, createdAt)}
       </header>
       ${resultTable(reproduction)} ${claimList(claimsOf(reproduction))}
-      ${figure(1, cv, html`<b>CV(Importance) of each step's batch over training.</b> 0 is perfect balance.`, legend)}
-      ${figure(2, busiest, html`<b>Load of the busiest expert over the mean, of each step's batch.</b> 1 is perfect balance.`, legend)}`,
+      ${figures.map(({ name, svg, caption, note }, i) => figure(i + 1, svg, html`<b>${caption}</b> ${note}`, name === "capacity" ? html`` : legend))}`,
   );
 }
 

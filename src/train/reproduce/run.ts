@@ -1,16 +1,18 @@
 /**
  * Trains the rows of a paper's table, one after another. A row that is done leaves its figures in its folder and is not trained again; one that was
- * interrupted goes on from its checkpoint. So a reproduction may be stopped at any time, and ends with the figures it would have had.
+ * interrupted goes on from its checkpoint. So a reproduction may be stopped at any time, and ends with the figures it would have had. Rows of a table that can be
+ * carried on go on from their checkpoints when more steps are asked for.
  */
 
-import { existsSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, readFileSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { ConfigError, FileError, expectation } from "../../core/errors.js";
 import { writeFileAtomic } from "../atomic.js";
 import { balanceHistory, type BalanceRecord } from "../balance-report.js";
 import { checkpointSteps } from "../checkpoint.js";
 import { checkConfig, flagOf, type TrainConfig } from "../config.js";
-import { readMetrics } from "../metrics.js";
+import { readMetrics, type MetricRecord } from "../metrics.js";
+import { checkMemory } from "../plan.js";
 import type { Progress } from "../progress.js";
 import { openCheckpoint } from "../restore.js";
 import { crc32 } from "../safetensors.js";
@@ -23,19 +25,31 @@ export interface ReproduceOptions {
   outputDir: string;
   /** What the rows' configurations take besides the table's: seed, steps. */
   changes?: Readonly<Record<string, unknown>>;
+  /** The same of single rows, by key. */
+  rowChanges?: ReadonlyMap<string, Readonly<Record<string, unknown>>>;
+  /** Keys of the rows to train. Others come back where they are done already. Default: the table's usual ones. */
+  rows?: readonly string[] | undefined;
   /** Train all rows anew, whatever is in the folder. */
   overwrite?: boolean;
   progress: Progress;
   /** Aborted: the step at hand is finished, a checkpoint written, and the rows that are done come back. */
   signal?: AbortSignal;
+  /** Called as each row is done with all that are, so that a report grows with them. */
+  onRow?: (done: readonly DoneRow[]) => Promise<void>;
 }
 
 /** A row that is done. */
 export interface DoneRow {
   row: TableRow;
   figures: Figures;
+  /** Tokens that it was trained on. */
+  tokens: number;
+  /** Median over its training. */
+  tokensPerSecond: number;
   /** Balance over its training. */
   history: BalanceRecord[];
+  /** Perplexity of the validation text over its training. */
+  curve: { tokens: number; perplexity: number }[];
 }
 
 /** What stands in a row's result.json. */
@@ -46,59 +60,125 @@ interface SavedRow {
   figures: Figures;
 }
 
+/** A row to be trained to a number of steps. */
+interface Planned {
+  row: TableRow;
+  folder: string;
+  /** Its configuration at each of its stops. */
+  stops: TrainConfig[];
+  /** Whether it was named, or is one of the usual ones. */
+  chosen: boolean;
+}
+
 /**
  * @param datasets makes the text, when a row has to be trained or compared
- * @returns rows that are done, in the order of the table: all of them unless it was interrupted
+ * @returns rows that are done, in the order of the table: all that were chosen unless it was interrupted, and others that are done already
  * @throws ConfigError where the folder holds rows of other settings and `overwrite` is not set
  */
 export async function reproduce(table: PaperTable, datasets: Datasets, options: ReproduceOptions): Promise<DoneRow[]> {
-  const { outputDir, changes = {}, overwrite = false, progress, signal } = options;
+  const { overwrite = false, progress, signal, onRow } = options;
   const { buffer, byteOffset, byteLength } = datasets.train.tokens;
   const corpus = crc32(new Uint8Array(buffer, byteOffset, byteLength));
-  const planned = table.rows.map((row) => {
-    const folder = join(outputDir, row.key);
-    const config = checkConfig(
-      { train: "(the text of the table)", ...table.config, ...row.changes, ...changes, output_dir: folder },
-      table.name,
-    );
-    if (overwrite) rmSync(join(folder, RESULT), { force: true });
-    // All rows are looked at before the first is trained: what cannot be mixed is said at once.
-    return { row, folder, config, saved: savedRow(folder, config, corpus), started: !overwrite && isStarted(folder, config) };
-  });
+  const planned = plannedRows(table, options);
+  const chosen = planned.filter((plan) => plan.chosen);
+  // All rows are looked at before the first is trained: what cannot be, or cannot be mixed, is said at once.
+  for (const { folder, stops } of chosen) {
+    const last = stops.at(-1)!;
+    checkMemory(last, datasets.tokenizer.vocabSize);
+    if (overwrite) discardResults(folder);
+    else if (stops.some((config) => !savedRow(table, folder, config, corpus))) isStarted(table, folder, last);
+  }
   const done: DoneRow[] = [];
-  for (const [i, { row, folder, config, saved, started }] of planned.entries()) {
-    let figures = saved?.figures;
-    if (!figures) {
-      if (signal?.aborted) break;
-      progress.note(
-        `Row ${i + 1} of ${planned.length}: ${row.labels.map((label, j) => `${table.labels[j]} ${label}`).join(", ")}${started ? ", from its checkpoint" : ""}`,
-      );
-      const checkpoint = started ? openCheckpoint(table.name, folder) : undefined;
-      const result = await trainOn(
-        config,
-        datasets,
-        { progress, ...(signal ? { signal } : {}), overwrite: !started },
-        checkpoint,
-      );
-      if (!result.finished) {
-        result.model.dispose();
-        break;
+  for (const plan of planned) {
+    const { row, folder, stops } = plan;
+    const measured: Figures[] = [];
+    for (const config of stops) {
+      const saved = plan.chosen ? savedRow(table, folder, config, corpus) : savedOrNone(table, folder, config, corpus);
+      if (!saved && (!plan.chosen || signal?.aborted)) break;
+      let figures = saved?.figures;
+      if (!figures) {
+        const started = (!overwrite || measured.length > 0) && isStarted(table, folder, config);
+        const name = row.labels.map((label, j) => `${table.labels[j]} ${label}`).join(", ");
+        const upTo = stops.length > 1 ? ` to step ${config.max_steps}` : "";
+        progress.note(
+          `Row ${chosen.indexOf(plan) + 1} of ${chosen.length}: ${name}${upTo}${started ? ", from its checkpoint" : ""}`,
+        );
+        figures = await trainRow(
+          table,
+          datasets,
+          { folder, config, corpus, started },
+          { progress, ...(signal ? { signal } : {}) },
+        );
+        if (!figures) break;
       }
-      figures = table.measure({ model: result.model, datasets, config, result });
-      result.model.dispose();
-      const record: SavedRow = { config, corpus, figures };
-      writeFileAtomic(join(folder, RESULT), `${JSON.stringify(record, null, 2)}\n`);
+      measured.push(figures);
     }
-    done.push({ row, figures, history: historyOf(folder) });
+    if (measured.length < stops.length) {
+      if (plan.chosen) break;
+      continue;
+    }
+    const figures = table.combine?.(measured) ?? measured.at(-1)!;
+    done.push({ row, figures, ...recorded(folder, stops.at(-1)!) });
+    if (plan.chosen) await onRow?.(done);
   }
   return done;
 }
 
-const RESULT = "result.json";
+function plannedRows(
+  table: PaperTable,
+  { outputDir, changes = {}, rowChanges, rows = table.usual }: ReproduceOptions,
+): Planned[] {
+  return table.rows.map((row) => {
+    const folder = join(outputDir, row.key);
+    const values = {
+      train: "(the text of the table)",
+      ...table.config,
+      ...row.changes,
+      ...changes,
+      ...rowChanges?.get(row.key),
+      output_dir: folder,
+    };
+    const config = checkConfig(values, table.name);
+    const stops = table.stops?.(config.max_steps) ?? [config.max_steps];
+    return { row, folder, stops: stops.map((max_steps) => ({ ...config, max_steps })), chosen: rows?.includes(row.key) ?? true };
+  });
+}
+
+/** Trains a row to the last step of its configuration and keeps what comes out. @returns undefined after an interruption */
+async function trainRow(
+  table: PaperTable,
+  datasets: Datasets,
+  { folder, config, corpus, started }: { folder: string; config: TrainConfig; corpus: number; started: boolean },
+  options: { progress: Progress; signal?: AbortSignal },
+): Promise<Figures | undefined> {
+  const checkpoint = started ? openCheckpoint(table.name, folder) : undefined;
+  const result = await trainOn(config, datasets, { ...options, overwrite: !started }, checkpoint);
+  if (!result.finished) {
+    result.model.dispose();
+    return undefined;
+  }
+  const figures = table.measure({ model: result.model, datasets, config, result });
+  result.model.dispose();
+  const record: SavedRow = { config, corpus, figures };
+  writeFileAtomic(join(folder, resultName(table, config)), `${JSON.stringify(record, null, 2)}\n`);
+  return figures;
+}
+
+const RESULT = /^result(-\d+)?\.json$/;
+
+/** A table that can be carried on has a result for each number of steps. */
+function resultName(table: PaperTable, { max_steps }: TrainConfig): string {
+  return table.stops ? `result-${max_steps}.json` : "result.json";
+}
+
+function discardResults(folder: string): void {
+  if (!existsSync(folder)) return;
+  for (const name of readdirSync(folder)) if (RESULT.test(name)) rmSync(join(folder, name), { force: true });
+}
 
 /** @throws ConfigError where a result is of other settings; FileError where it is no result */
-function savedRow(folder: string, config: TrainConfig, corpus: number): SavedRow | undefined {
-  const path = join(folder, RESULT);
+function savedRow(table: PaperTable, folder: string, config: TrainConfig, corpus: number): SavedRow | undefined {
+  const path = join(folder, resultName(table, config));
   if (!existsSync(path)) return undefined;
   let saved: SavedRow;
   try {
@@ -115,15 +195,33 @@ function savedRow(folder: string, config: TrainConfig, corpus: number): SavedRow
   return saved;
 }
 
-function isStarted(folder: string, config: TrainConfig): boolean {
-  if (checkpointSteps(folder).length === 0) return false;
-  checkSettings(folder, config, openCheckpoint("--output-dir", folder).config as unknown as TrainConfig);
+/** A row that nobody asked for is shown only where it fits. */
+function savedOrNone(table: PaperTable, folder: string, config: TrainConfig, corpus: number): SavedRow | undefined {
+  try {
+    return savedRow(table, folder, config, corpus);
+  } catch (error) {
+    if (error instanceof ConfigError || error instanceof FileError) return undefined;
+    throw error;
+  }
+}
+
+/** @throws ConfigError where the checkpoint is of other settings, or of a step after the last that is asked for */
+function isStarted(table: PaperTable, folder: string, config: TrainConfig): boolean {
+  const step = checkpointSteps(folder).at(-1);
+  if (step === undefined) return false;
+  const then = openCheckpoint("--output-dir", folder).config as unknown as TrainConfig;
+  checkSettings(folder, config, table.stops ? { ...then, max_steps: config.max_steps } : then);
+  if (step > config.max_steps)
+    throw mixed(`a row of at most ${config.max_steps} steps in ${folder}`, `a checkpoint of step ${step}`);
   return true;
 }
 
+/** What has no say in what a row comes to. */
+const INDIFFERENT: readonly string[] = ["output_dir", "eval_steps", "save_steps", "save_total_limit", "logging_steps"];
+
 function checkSettings(folder: string, now: TrainConfig, then: TrainConfig): void {
   for (const key of Object.keys({ ...now, ...then }) as (keyof TrainConfig)[]) {
-    if (key === "output_dir" || JSON.stringify(now[key]) === JSON.stringify(then[key])) continue;
+    if (INDIFFERENT.includes(key) || JSON.stringify(now[key]) === JSON.stringify(then[key])) continue;
     throw mixed(`rows of ${key} ${String(now[key])} in ${folder}`, `${flagOf(key).slice(2)} ${String(then[key])}`);
   }
 }
@@ -134,9 +232,25 @@ function mixed(expected: string, got: string): ConfigError {
   );
 }
 
-function historyOf(folder: string): BalanceRecord[] {
+/** What a row's metrics say of its training up to the last step of a configuration. */
+function recorded(folder: string, config: TrainConfig): Pick<DoneRow, "tokens" | "tokensPerSecond" | "history" | "curve"> {
   const path = join(folder, "metrics.jsonl");
-  const records = existsSync(path) ? readMetrics(path) : [];
+  const records = (existsSync(path) ? readMetrics(path) : []).filter(({ step }) => step <= config.max_steps);
+  const tokens = config.batch_size * config.time_steps;
+  const of = (tag: string): { tokens: number; value: number }[] =>
+    records.flatMap(({ step, ...record }) =>
+      typeof record[tag] === "number" ? [{ tokens: step * tokens, value: record[tag] }] : [],
+    );
+  const speeds = of("train/tokens_per_second").map(({ value }) => value).sort((a, b) => a - b); // prettier-ignore
+  return {
+    tokens: config.max_steps * tokens,
+    tokensPerSecond: speeds[Math.floor(speeds.length / 2)] ?? NaN,
+    history: balances(records),
+    curve: of("eval/perplexity").map(({ tokens: at, value }) => ({ tokens: at, perplexity: value })),
+  };
+}
+
+function balances(records: readonly MetricRecord[]): BalanceRecord[] {
   const experts = records
     .flatMap((record) => Object.keys(record))
     .reduce((most, tag) => Math.max(most, Number(/^moe\/expert_load\/moe\/(\d+)$/.exec(tag)?.[1] ?? -1) + 1), 0);

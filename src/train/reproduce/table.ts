@@ -48,6 +48,17 @@ export interface PaperTable {
   rows: readonly TableRow[];
   /** What all rows have in common. Equal seeds, tokens and order of text follow from it. */
   config: Readonly<Record<string, unknown>>;
+  /** The rows that are trained where none are named, by key. Default: all. */
+  usual?: readonly string[];
+  /**
+   * Steps at which a row is measured, the last among them. A table that has this can be carried on: its rows' results are kept for each number of steps, and
+   * with more steps they go on from their checkpoints. No setting may then depend on the number of steps.
+   */
+  stops?(maxSteps: number): number[];
+  /** One row's figures from those of its stops. Default: the last stop's. */
+  combine?(stops: readonly Figures[]): Figures;
+  /** Draw perplexity against parameters, and over training: needs the figures perplexity and parameters, and numExperts where there are experts. */
+  drawsCapacity?: boolean;
   /** Figures of a row's trained model. */
   measure(trained: { model: LanguageModel; datasets: Datasets; config: TrainConfig; result: TrainResult }): Figures;
   /** What the table is to show. @param figures by the keys of rows */
