@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** The command line: `sparsegate train | eval | translate | generate | inspect | models | reproduce | doctor | demo`. Results go to stdout, progress to stderr. */
+/** The command line: `sparsegate train | sweep | eval | translate | generate | inspect | models | reproduce | doctor | demo`. Results go to stdout, progress to stderr. */
 
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError } from "commander";
@@ -18,6 +18,14 @@ function number(value: string): number {
   const n = Number(value);
   if (value.trim() === "" || !Number.isFinite(n)) throw new InvalidArgumentError("Expected a number.");
   return n;
+}
+
+/** Adds the options of a training run. */
+function trainFlags(command: Command): void {
+  for (const [heading, flags] of TRAIN_FLAGS) {
+    command.optionsGroup(`${heading}:`);
+    for (const [flag, description] of flags) command.option(flag, description);
+  }
 }
 
 /** Values of an option that may be repeated. */
@@ -69,11 +77,23 @@ function program(): Command {
     .option("--no-progress", "no live progress")
     .option("--json", "print the result as JSON")
     .allowExcessArguments(false);
-  for (const [heading, flags] of TRAIN_FLAGS) {
-    train.optionsGroup(`${heading}:`);
-    for (const [flag, description] of flags) train.option(flag, description);
-  }
+  trainFlags(train);
   train.action(async (options: Record<string, unknown>) => (await import("./train.js")).trainCommand(options));
+
+  const sweep = root
+    .command("sweep")
+    .description("train every combination of some options' values on the same text and budget, and compare them on the validation text")
+    .option("--vary <setting>", "an option of train and the values to try, like dropout=0,0.1,0.2; may be repeated", several)
+    .option("--seeds <list>", "each combination is trained with each of these (--seed)")
+    .option("--tokens <n>", "training tokens a trial, in place of --max-steps", wholeNumber)
+    .option("--combinations <n>", "try so many combinations at most, drawn by chance", wholeNumber)
+    .option("--config <file>", "JSON file of options in snake_case; flags and SPARSEGATE_TRAIN_* win over it")
+    .option("--overwrite", "train all trials anew; left out, those that are there go on, or are done")
+    .option("--no-progress", "no live progress")
+    .option("--json", "print the results as JSON")
+    .allowExcessArguments(false);
+  trainFlags(sweep);
+  sweep.action(async (options: Record<string, unknown>) => (await import("./sweep.js")).sweepCommand(options));
 
   searching(
     root

@@ -66,7 +66,7 @@ export async function trainCommand(options: Options): Promise<void> {
 }
 
 /** What the user set: flags by key of the configuration. */
-function flagsOf(options: Options): Record<string, unknown> {
+export function flagsOf(options: Options): Record<string, unknown> {
   const flags: Record<string, unknown> = {};
   for (const key of Object.keys(trainConfigSchema.shape)) {
     const value = options[key.replaceAll(/_(.)/g, (_, c: string) => c.toUpperCase())];
