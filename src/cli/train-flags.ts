@@ -116,6 +116,7 @@ export const TRAIN_FLAGS: readonly [heading: string, flags: readonly [flags: str
     [
       ["--output-dir <dir>", "where checkpoints and metrics go"],
       ["--eval-steps <n>", "steps between evaluations"],
+      ["--patience <n>", "end after so many evaluations without a lower perplexity; the best is kept in best/"],
       ["--save-steps <n>", "steps between checkpoints"],
       ["--save-total-limit <n>", "checkpoints kept"],
       ["--logging-steps <n>", "steps between metrics"],

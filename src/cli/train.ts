@@ -93,6 +93,7 @@ function report(config: TrainConfig, result: TrainResult, json: boolean): void {
     peak_bytes: result.peakBytes,
     valid_perplexity: result.valid?.perplexity ?? null,
     test_perplexity: result.test?.perplexity ?? null,
+    ...(result.bestStep === undefined ? {} : { best_step: result.bestStep }),
     output_dir: config.output_dir,
   };
   if (json) process.stdout.write(`${JSON.stringify(summary)}\n`);

@@ -88,6 +88,8 @@ export const trainConfigSchema = z.strictObject({
   seed: z.number().int().min(0).max(Number.MAX_SAFE_INTEGER).default(0),
   output_dir: z.string().min(1).default("runs/train"),
   eval_steps: steps.default(500),
+  /** Evaluations without a lower perplexity after which training ends. Default: none, as the paper trains for so many epochs. */
+  patience: steps.optional(),
   save_steps: steps.default(500),
   save_total_limit: steps.default(2),
   logging_steps: steps.default(10),

@@ -12,6 +12,7 @@ import { BatchStream, evaluationBatches } from "../text/batches.js";
 import { writeFileAtomic } from "./atomic.js";
 import { checkpointSteps, deleteCheckpoints, saveCheckpoint, type Checkpoint } from "./checkpoint.js";
 import type { TrainConfig } from "./config.js";
+import { EarlyStopping } from "./early-stopping.js";
 import { carryStates, evaluate, evaluationSteps, type EvaluateOptions, type Evaluation } from "./evaluate.js";
 import { MetricsWriter } from "./metrics.js";
 import { checkMemory } from "./plan.js";
@@ -44,7 +45,9 @@ export interface TrainResult {
   /** True when every step was taken and every text evaluated, false after an interruption. */
   finished: boolean;
   tokensPerSecond: number;
-  /** Of the last evaluation; that of a finished run is of its end. */
+  /** With a patience: the step at which the validation text was best, which is in the folder best/. */
+  bestStep?: number;
+  /** Of the last evaluation; that of a finished run is of its end, but the test text's with a patience, which is of the best step. */
   valid?: Evaluation;
   test?: Evaluation;
   peakBytes: number;
@@ -68,6 +71,11 @@ export async function trainOn(
   options: TrainOptions = {},
   checkpoint?: Checkpoint,
 ): Promise<TrainResult> {
+  if (config.patience !== undefined && !datasets.valid) {
+    throw new ConfigError(
+      expectation("patience (--patience)", "a text for evaluation while training", "none", "Name it by --valid."),
+    );
+  }
   checkMemory(config, datasets.tokenizer.vocabSize);
   const inTheWay = options.ephemeral ? [] : checkpointsInTheWay(config, options, checkpoint);
   const model = new LanguageModel(modelConfig(config, datasets.tokenizer.vocabSize));
@@ -77,6 +85,11 @@ export async function trainOn(
   if (!options.ephemeral) {
     // Only now, when nothing can be wrong with the request any more, is anything touched.
     deleteCheckpoints(config.output_dir, inTheWay);
+    const best = bestFolder(config);
+    deleteCheckpoints(
+      best,
+      checkpointSteps(best).filter((step) => step > (checkpoint?.step ?? -1)),
+    );
     writeFileAtomic(join(config.output_dir, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
   }
   return run.go();
@@ -111,6 +124,11 @@ export function checkpointsInTheWay(config: TrainConfig, { overwrite = false }: 
   );
 }
 
+/** Where the parameters of the best step are kept, where there is a patience. */
+function bestFolder({ output_dir }: TrainConfig): string {
+  return join(output_dir, "best");
+}
+
 class Run {
   readonly #training: TrainingState;
   readonly #stream: BatchStream;
@@ -125,6 +143,7 @@ class Run {
   #unused: UnusedExperts;
   /** Evaluations of this step still to be made. Saved: an interruption may give them up. */
   #due: Part[] = [];
+  readonly #stopping: EarlyStopping;
   readonly #evaluations: { [part in Part]?: Evaluation } = {};
 
   constructor(
@@ -136,6 +155,7 @@ class Run {
   ) {
     this.#training = { model, optimizer, states: undefined };
     this.#unused = new UnusedExperts(model.moe?.numExperts ?? 0);
+    this.#stopping = new EarlyStopping(config.patience);
     this.#stream = new BatchStream(datasets.train, {
       batchSize: config.batch_size,
       timeSteps: config.time_steps,
@@ -177,6 +197,7 @@ class Run {
     this.#stream.restore(data as ReturnType<BatchStream["state"]>);
     this.#interval = { ...(interval as { loss: number; tokens: number }) };
     this.#due = (due as Part[]).filter((part) => this.datasets[part]);
+    this.#stopping.restore(checkpoint.state["stopping"]);
     if (Array.isArray(unused)) this.#unused = new UnusedExperts(unused as number[]);
     if (!checkpoint.optimizer.has("carry.0.h")) return;
     const carried = new Map<string, Tensor>();
@@ -213,11 +234,43 @@ class Run {
         config,
         model: [...model.namedState()].map(([name, tensor]) => stored(name, tensor)),
         optimizer: [...[...optimizer.prepare()].map(([name, t]) => stored(name, t)), ...carried],
-        state: { data: this.#stream.state(), corpus: this.#corpus, interval: this.#interval, due: this.#due, unused: [...this.#unused.steps] },
+        state: {
+          data: this.#stream.state(),
+          corpus: this.#corpus,
+          interval: this.#interval,
+          due: this.#due,
+          unused: [...this.#unused.steps],
+          ...(config.patience === undefined ? {} : { stopping: this.#stopping.state() }),
+        },
         files: new Map([[file, text]]),
       },
       { saveTotalLimit: config.save_total_limit },
     );
+  }
+
+  /** Keeps the parameters of the best step so far, and those of the one before, lest this one is undone by a kill. */
+  #saveBest(): void {
+    const { config, model, optimizer, datasets } = this;
+    const { file, text } = datasets.tokenizer.save();
+    const contents = {
+      config,
+      model: [...model.namedState()].map(([name, tensor]) => stored(name, tensor)),
+      files: new Map([[file, text]]),
+    };
+    saveCheckpoint(bestFolder(config), optimizer.steps, contents, { saveTotalLimit: 2 });
+  }
+
+  /** Puts the parameters of the best step into the model. @returns puts back what was there */
+  #useBest(): () => void {
+    const step = this.#stopping.bestStep;
+    if (this.config.patience === undefined || this.options.ephemeral || step === undefined || step === this.optimizer.steps)
+      return () => {};
+    const now = [...this.model.namedState().values()].map((tensor) => ({ tensor, values: tensor.dataSync().slice() }));
+    const best = openCheckpoint("train", join(bestFolder(this.config), `checkpoint-${step}`));
+    fillTensors(best, best.model, this.model.namedState());
+    return () => {
+      for (const { tensor, values } of now) tensor.backend.write(tensor.buffer, values);
+    };
   }
 
   async go(): Promise<TrainResult> {
@@ -235,7 +288,7 @@ class Run {
     };
     const schedule = makeSchedule(config);
     let [seconds, tokens] = [0, 0];
-    const last = (): boolean => optimizer.steps >= config.max_steps;
+    const last = (): boolean => optimizer.steps >= config.max_steps || this.#stopping.stops;
     try {
       // What an interruption left undone.
       if (this.#due.length > 0 && (await this.#evaluateDue(log))) this.#save();
@@ -283,6 +336,7 @@ class Run {
         steps: optimizer.steps,
         finished,
         tokensPerSecond: seconds > 0 ? tokens / seconds : 0,
+        ...(config.patience === undefined || this.#stopping.bestStep === undefined ? {} : { bestStep: this.#stopping.bestStep }),
         ...(finished ? this.#atTheEnd() : this.#evaluations),
         peakBytes: defaultBackend().memory().peak,
       };
@@ -299,29 +353,51 @@ class Run {
 
   /** @returns whether all are made; false after an abort, the rest still due */
   async #evaluateDue(log: (values: Record<string, number>) => void): Promise<boolean> {
-    for (const part of this.#due) {
+    for (let part = this.#due[0]; part !== undefined; part = this.#due[0]) {
+      const evaluation = await this.#evaluatePart(part);
+      if (!evaluation) return false;
+      const { loss, perplexity } = (this.#evaluations[part] = evaluation);
+      log({ [`${TAGS[part]}/loss`]: loss, [`${TAGS[part]}/perplexity`]: perplexity });
+      this.#due = this.#due.slice(1);
+      if (part !== "valid") continue;
+      this.options.onEvaluation?.(this.optimizer.steps, evaluation);
+      if (this.config.patience === undefined) continue;
+      if (this.#stopping.observe(this.optimizer.steps, loss) && !this.options.ephemeral) this.#saveBest();
+      // The end, which nobody knew of before: it is that of the test text too.
+      if (this.#stopping.stops && this.datasets.test && !this.#due.includes("test")) this.#due.push("test");
+    }
+    return true;
+  }
+
+  /** @returns undefined after an abort */
+  async #evaluatePart(part: Part): Promise<Evaluation | undefined> {
+    const putBack = part === "test" ? this.#useBest() : () => {};
+    try {
       const steps = evaluationSteps(this.model, batchesOf(this.datasets[part]!, this.config));
       let state = steps.next();
       while (!state.done && !this.options.signal?.aborted) {
         await turn();
         state = steps.next();
       }
-      if (!state.done) {
-        steps.return(undefined as never); // frees its states
-        return false;
-      }
-      const { loss, perplexity } = (this.#evaluations[part] = state.value);
-      log({ [`${TAGS[part]}/loss`]: loss, [`${TAGS[part]}/perplexity`]: perplexity });
-      if (part === "valid") this.options.onEvaluation?.(this.optimizer.steps, state.value);
-      this.#due = this.#due.filter((other) => other !== part);
+      if (state.done) return state.value;
+      steps.return(undefined as never); // frees its states
+      return undefined;
+    } finally {
+      putBack();
     }
-    return true;
   }
 
   /** Evaluations of a finished run; made now, unlogged, where the run was finished before this process began. */
   #atTheEnd(): { [part in Part]?: Evaluation } {
-    const at = (part: Part): Evaluation | undefined =>
-      this.#evaluations[part] ?? (this.datasets[part] && evaluateOn(this.model, this.datasets[part], this.config));
+    const at = (part: Part): Evaluation | undefined => {
+      if (this.#evaluations[part] || !this.datasets[part]) return this.#evaluations[part];
+      const putBack = part === "test" ? this.#useBest() : () => {};
+      try {
+        return evaluateOn(this.model, this.datasets[part], this.config);
+      } finally {
+        putBack();
+      }
+    };
     const [valid, test] = [at("valid"), at("test")];
     return { ...(valid ? { valid } : {}), ...(test ? { test } : {}) };
   }

@@ -1,0 +1,53 @@
+/** Early stopping: training ends when the validation text has not got better for some evaluations. */
+
+/** What is kept of it in a checkpoint. */
+export interface EarlyStoppingState {
+  /** The lowest loss, in nats, and the step it was at; null before the first evaluation. */
+  best: { step: number; loss: number } | null;
+  /** Evaluations since. */
+  since: number;
+}
+
+/** Counts evaluations without a lower loss. */
+export class EarlyStopping {
+  #best: EarlyStoppingState["best"] = null;
+  #since = 0;
+
+  /** @param patience evaluations without a lower loss after which training ends; never when undefined */
+  constructor(readonly patience: number | undefined) {}
+
+  /** Takes an evaluation in. One of a step that was seen already, as when it is made again, counts once. @returns whether it is the lowest so far */
+  observe(step: number, loss: number): boolean {
+    if (this.#best !== null && step === this.#best.step) return false;
+    if (this.#best === null || loss < this.#best.loss) {
+      this.#best = { step, loss };
+      this.#since = 0;
+      return true;
+    }
+    this.#since++;
+    return false;
+  }
+
+  /** Whether training is to end. */
+  get stops(): boolean {
+    return this.patience !== undefined && this.#since >= this.patience;
+  }
+
+  /** The step of the lowest loss. */
+  get bestStep(): number | undefined {
+    return this.#best?.step;
+  }
+
+  /** For a checkpoint. */
+  state(): EarlyStoppingState {
+    return { best: this.#best, since: this.#since };
+  }
+
+  /** Goes on from a checkpoint's. One that has none leaves it at the beginning. */
+  restore(state: unknown): void {
+    if (typeof state !== "object" || state === null) return;
+    const { best = null, since = 0 } = state as Partial<EarlyStoppingState>;
+    this.#best = best;
+    this.#since = since;
+  }
+}

@@ -1,0 +1,145 @@
+/** Early stopping: it ends where the count says, keeps the best parameters, tests those, and a run that was interrupted ends as one that was not. */
+
+import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, describe, expect, test } from "vitest";
+import { defaultBackend } from "#sparsegate/tensor/default-backend.js";
+import { tokenizeCorpus } from "#sparsegate/text/dataset.js";
+import { checkConfig, type TrainConfig } from "#sparsegate/train/config.js";
+import { EarlyStopping } from "#sparsegate/train/early-stopping.js";
+import { readMetrics } from "#sparsegate/train/metrics.js";
+import { loadModel, openCheckpoint } from "#sparsegate/train/restore.js";
+import { evaluateOn, train } from "#sparsegate/train/trainer.js";
+import { sentences, traces } from "../cli/helpers.js";
+
+const root = mkdtempSync(join(tmpdir(), "sparsegate-patience-"));
+afterAll(() => {
+  defaultBackend().dispose();
+  rmSync(root, { recursive: true });
+});
+
+describe("EarlyStopping", () => {
+  test("stops after so many evaluations that are not lower than the lowest, counting anew from each that is", () => {
+    const stopping = new EarlyStopping(2);
+    const seen = [5, 4, 4, 3.9, 4.5, 3.9].map((loss, i) => [stopping.observe(10 * i, loss), stopping.stops, stopping.bestStep]);
+    expect(seen).toEqual([
+      [true, false, 0],
+      [true, false, 10],
+      [false, false, 10],
+      [true, false, 30],
+      [false, false, 30],
+      [false, true, 30],
+    ]);
+    const again = new EarlyStopping(2);
+    again.restore(JSON.parse(JSON.stringify(stopping.state())));
+    expect([again.stops, again.bestStep]).toEqual([true, 30]);
+  });
+
+  test("never stops without a patience, nor before the first evaluation", () => {
+    const never = new EarlyStopping(undefined);
+    for (let step = 0; step < 50; step++) never.observe(step, step);
+    expect(never.stops).toBe(false);
+    expect(new EarlyStopping(1).stops).toBe(false);
+    const fresh = new EarlyStopping(1);
+    fresh.restore(undefined);
+    expect([fresh.bestStep, fresh.stops]).toEqual([undefined, false]);
+  });
+});
+
+// Few sentences of many words: they are soon learned by heart, and others get worse.
+const text = { train: sentences(40, 1, 200), valid: sentences(30, 2, 200), test: sentences(30, 3, 200) };
+const configOf = (folder: string, more: Record<string, unknown> = {}): TrainConfig =>
+  checkConfig(
+    {
+      train: "(in memory)",
+      tokenizer: "words",
+      model: "MoE-4",
+      hidden_size: 16,
+      dropout: 0,
+      batch_size: 4,
+      time_steps: 8,
+      max_steps: 400,
+      eval_steps: 5,
+      save_steps: 7,
+      logging_steps: 5,
+      learning_rate: 0.03,
+      schedule: "constant",
+      patience: 3,
+      output_dir: join(root, folder),
+      ...more,
+    },
+    "the test",
+  );
+const evaluations = (folder: string): { step: number; loss: number }[] =>
+  readMetrics(join(root, folder, "metrics.jsonl")).flatMap(({ step, ...record }) =>
+    typeof record["eval/loss"] === "number" ? [{ step, loss: record["eval/loss"] }] : [],
+  );
+
+describe("a run with a patience of three", () => {
+  test("ends three evaluations after its best, whose parameters it keeps and tests", async () => {
+    const config = configOf("whole");
+    const result = await train(config, text);
+    const found = evaluations("whole");
+    const best = found.reduce((a, b) => (b.loss < a.loss ? b : a));
+    expect(result).toMatchObject({ finished: true, steps: best.step + 15, bestStep: best.step });
+    expect(result.steps).toBeLessThan(400);
+    expect(found.at(-1)!.step).toBe(result.steps);
+    // What is tested is what best/ holds; the model itself goes on from its last step.
+    const kept = loadModel(openCheckpoint("the test", join(root, "whole/best")));
+    expect(openCheckpoint("the test", join(root, "whole/best")).step).toBe(best.step);
+    const dataset = tokenizeCorpus(text.test, kept.tokenizer);
+    expect(result.test!.loss).toBe(evaluateOn(kept.model, dataset, config).loss);
+    expect(result.test!.loss).not.toBe(evaluateOn(result.model, dataset, config).loss);
+    const last = loadModel(openCheckpoint("the test", join(root, "whole")));
+    const values = (model: typeof last.model): number[][] => [...model.namedState().values()].map((t) => [...t.dataSync()]);
+    expect(values(result.model)).toEqual(values(last.model));
+    for (const { model } of [result, kept, last]) model.dispose();
+  });
+
+  test("interrupted at any step it ends as the one that was not, byte for byte", async () => {
+    const whole = traces(join(root, "whole"));
+    const first = evaluations("whole")[0]!.step;
+    const end = evaluations("whole").at(-1)!.step;
+    for (const at of [first + 1, end - 6, end - 5, end - 1, end]) {
+      const config = configOf("parts");
+      const stop = new AbortController();
+      const before = await train(config, text, {
+        overwrite: true,
+        signal: stop.signal,
+        onStep: (step) => void (step === at && stop.abort()),
+      });
+      before.model.dispose();
+      expect(before.finished).toBe(false);
+      const after = await train(config, text, { resume: config.output_dir });
+      after.model.dispose();
+      expect([after.finished, after.steps], `interrupted at step ${at}`).toEqual([true, end]);
+      const { files, metrics } = traces(config.output_dir);
+      expect(metrics).toEqual(whole.metrics);
+      expect(files["model.safetensors"]).toBe(whole.files["model.safetensors"]);
+      // Done already: nothing is trained, and the test is of the best step again.
+      const done = await train(config, text, { resume: config.output_dir });
+      expect([done.steps, done.test!.loss]).toEqual([end, after.test!.loss]);
+      done.model.dispose();
+    }
+  });
+
+  test("goes on with more patience, and begins anew without the best of the run before", async () => {
+    const end = evaluations("whole").at(-1)!.step;
+    const more = await train(configOf("whole", { patience: 5 }), text, { resume: join(root, "whole") });
+    expect(more.steps).toBe(end + 10);
+    more.model.dispose();
+    const anew = await train(configOf("whole", { max_steps: 5 }), text, { overwrite: true });
+    expect(readdirSync(join(root, "whole/best"))).toEqual(["checkpoint-5"]);
+    anew.model.dispose();
+  });
+
+  test("needs a text to look at; without a patience there is no folder best/", async () => {
+    await expect(train(configOf("none"), { train: text.train })).rejects.toThrow(
+      'patience (--patience): expected a text for evaluation while training, got "none". Name it by --valid.',
+    );
+    const plain = await train(configOf("plain", { max_steps: 5, patience: undefined }), text);
+    plain.model.dispose();
+    expect([plain.bestStep, existsSync(join(root, "plain/best"))]).toEqual([undefined, false]);
+  });
+});
