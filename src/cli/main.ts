@@ -114,12 +114,14 @@ function program(): Command {
   root
     .command("generate <run>")
     .description("text from a trained model")
-    .option("--prompt <text>", "what to continue", "")
+    .option("--prompt <text>", "what to continue; may be repeated, and is continued side by side then", several)
+    .option("--prompts <file>", "prompts, one a line")
     .option("--max-tokens <n>", "length at most", wholeNumber, 100)
     .option("--temperature <x>", "0 takes the most likely token", number, 0.8)
     .option("--top-k <n>", "sample from the n most likely; 0: from all", wholeNumber, 0)
     .option("--top-p <x>", "sample from the most likely that make up this probability", number, 1)
     .option("--seed <n>", "seed", wholeNumber, 0)
+    .option("--json", "print prompts and texts as JSON, at the end")
     .action(async (run: string, options: Record<string, unknown>) => (await import("./use.js")).generateCommand(run, options));
   root
     .command("inspect <run>")
@@ -127,8 +129,16 @@ function program(): Command {
     .option("--html <file>", "write a page with figures: load of each expert, and balance, over training")
     .option("--data <file>", "of a translation model: a source text, to show what the encoder's experts take of it")
     .option("--language <code>", "with --data: the language to translate into, for a model of several")
+    .option("--html <file>", "write a page with figures: load of each expert, and balance, over training; with --contexts, the text coloured by expert")
+    .option("--contexts", "what each expert takes: the places of a text where its gate value is the highest")
+    .option("--text <file>", "the text of --contexts, plain or .gz; default: the run's test or valid text")
+    .option("--lines <n>", "lines of it at most", wholeNumber, 2000)
     .option("--json", "print as JSON")
-    .action(async (run: string, options: Record<string, unknown>) => (await import("./inspect.js")).inspectCommand(run, options));
+    .action(async (run: string, options: Record<string, unknown>) => {
+      if (options["contexts"] === true) return (await import("./contexts.js")).contextsCommand(run, options);
+      if (options["text"] !== undefined) throw new SparsegateError("--text: expected --contexts beside it, got none.");
+      return (await import("./inspect.js")).inspectCommand(run, options);
+    });
   root
     .command("models")
     .description("the paper's language models: ops/timestep and parameters computed from their architecture, beside what it prints")

@@ -5,7 +5,7 @@ import type { BalanceStatistics } from "../moe/statistics.js";
 import { readLines } from "../text/corpus.js";
 import { tokenizeCorpus } from "../text/dataset.js";
 import { defaultBackend } from "../tensor/default-backend.js";
-import { checkGenerateOptions, generate } from "../train/generate.js";
+import { checkGenerateOptions, generateBatch } from "../train/generate.js";
 import { caveats } from "../train/moe-config.js";
 import { loadModel, openCheckpoint } from "../train/restore.js";
 import { evaluateOn } from "../train/trainer.js";
@@ -37,7 +37,10 @@ export async function evalCommand(run: string, options: Options): Promise<void> 
 }
 
 export function generateCommand(run: string, options: Options): void {
-  const prompt = String(options["prompt"]);
+  const file = options["prompts"] as string | undefined;
+  const given = options["prompt"] as string[] | undefined;
+  const prompts = [...(given ?? []), ...(file === undefined ? [] : readLines(file))];
+  if (prompts.length === 0) prompts.push("");
   const settings = checkGenerateOptions({
     maxTokens: options["maxTokens"] as number,
     temperature: options["temperature"] as number,
@@ -47,8 +50,34 @@ export function generateCommand(run: string, options: Options): void {
   });
   openBackend();
   const { model, tokenizer } = loadModel(openCheckpoint("generate", run));
-  process.stdout.write(prompt);
-  generate(model, tokenizer, prompt, { ...settings, onText: (text) => void process.stdout.write(text) });
-  process.stdout.write("\n");
+  if (options["json"] === true) {
+    const texts = generateBatch(model, tokenizer, prompts, settings);
+    process.stdout.write(`${JSON.stringify({ texts: texts.map((text, i) => ({ prompt: prompts[i], text })) })}\n`);
+  } else {
+    stream(prompts, (onText, onEnd) => void generateBatch(model, tokenizer, prompts, { ...settings, onText, onEnd }));
+  }
   defaultBackend().dispose();
+}
+
+/** Writes texts that come side by side one below the other: the first that is not at its end as it comes, those after it when their turn comes. */
+function stream(prompts: readonly string[], run: (onText: (text: string, prompt: number) => void, onEnd: (prompt: number) => void) => void): void {
+  const waiting = [...prompts];
+  const ended = new Set<number>();
+  let first = 0;
+  const flush = (): void => {
+    process.stdout.write(waiting[first]!);
+    waiting[first] = "";
+  };
+  flush();
+  const onText = (text: string, prompt: number): void => {
+    waiting[prompt] += text;
+    if (prompt === first) flush();
+  };
+  run(onText, (prompt) => {
+    ended.add(prompt);
+    while (ended.has(first)) {
+      process.stdout.write("\n");
+      if (++first < prompts.length) flush();
+    }
+  });
 }

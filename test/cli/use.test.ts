@@ -127,3 +127,34 @@ test("a run that was moved keeps its figures, and an earlier checkpoint in it ca
   // Nothing after step 20 is known to it.
   expect(earlier!["test_perplexity"]).toBeUndefined();
 });
+
+test("several prompts are continued side by side, and come one below the other as each would alone", { timeout: 30_000 }, async () => {
+  const { output: folder } = runs[2]!;
+  writeFileSync(join(root, "prompts.txt"), "w3\nw4 w5\n");
+  const settings = ["--max-tokens", "8", "--temperature", "1.2", "--top-k", "20", "--top-p", "0.9", "--seed", "2"];
+  const prompts = ["w1 w2", "w0", "w3", "w4 w5"];
+  const alone = await inPairs(prompts.map((prompt) => () => output(["generate", folder, "--prompt", prompt, ...settings])));
+  const several = ["generate", folder, "--prompt", "w1 w2", "--prompt", "w0", "--prompts", "prompts.txt", ...settings];
+  expect(await output(several)).toBe(alone.join(""));
+  expect(await json(several)).toEqual({ texts: prompts.map((prompt, i) => ({ prompt, text: alone[i]!.slice(0, -1) })) });
+});
+
+test("inspect --contexts names for each expert the places where its gate value is the highest, and writes a page", { timeout: 30_000 }, async () => {
+  const { output: folder } = runs[2]!;
+  const found = (await json(["inspect", folder, "--contexts", "--text", "valid.txt", "--lines", "10"])) as {
+    lines: number;
+    experts: { expert: number; tokens: number; contexts: { token: string; gate: number }[] }[];
+  };
+  const lines = readFileSync(join(root, "valid.txt"), "utf8").split("\n").slice(0, 10);
+  expect(found.lines).toBe(10);
+  // Every token and each line's beginning goes to four experts.
+  const tokens = lines.reduce((sum, line) => sum + line.split(" ").length + 1, 0);
+  expect(found.experts.reduce((sum, { tokens: n }) => sum + n, 0)).toBe(4 * tokens);
+  const known = ["<unk>", ...lines.join(" ").split(" ")];
+  for (const { contexts } of found.experts) for (const { token } of contexts) expect(known).toContain(token);
+  const text = await output(["inspect", folder, "--contexts", "--html", "contexts.html"]);
+  expect(text).toMatch(/^expert \d+, \d+ tokens\n {2}[01]\.\d\d {2}.*\[/);
+  expect(readFileSync(join(root, "contexts.html"), "utf8")).toMatch(/^<!doctype html>[^]*class="token"[^]*<\/html>\n$/);
+  const { code, stderr } = await run(["inspect", folder, "--text", "valid.txt"], { cwd: root });
+  expect([code, stderr]).toEqual([1, "--text: expected --contexts beside it, got none.\n"]);
+});
