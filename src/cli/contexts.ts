@@ -4,9 +4,10 @@ import { ConfigError, expectation } from "../core/errors.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { readLines } from "../text/corpus.js";
 import { writeFileAtomic } from "../train/atomic.js";
+import type { Checkpoint } from "../train/checkpoint.js";
 import { contextLine, renderContexts, routedText } from "../train/contexts.js";
 import { caveats } from "../train/moe-config.js";
-import { loadModel, openCheckpoint } from "../train/restore.js";
+import { loadModel } from "../train/restore.js";
 import { specialisation } from "../train/specialisation.js";
 import { openBackend } from "./backend.js";
 import { print } from "./output.js";
@@ -17,12 +18,11 @@ const SHOWN_CONTEXTS = 4;
 /** Sentences that the page shows in colour. */
 const SHOWN_SENTENCES = 60;
 
-export function contextsCommand(run: string, options: Record<string, unknown>): void {
-  const checkpoint = openCheckpoint("inspect", run);
-  const path = (options["text"] as string | undefined) ?? checkpoint.config["test"] ?? checkpoint.config["valid"];
+export function contextsCommand(checkpoint: Checkpoint, run: string, options: Record<string, unknown>): void {
+  const path = (options["data"] as string | undefined) ?? checkpoint.config["test"] ?? checkpoint.config["valid"];
   if (typeof path !== "string")
     throw new ConfigError(
-      expectation("inspect", "--text, a text file", "none", `${run} was trained without --test and --valid.`),
+      expectation("inspect", "--data, a text file", "none", `${run} was trained without --test and --valid.`),
     );
   const limit = options["lines"] as number;
   const lines: string[] = [];
@@ -31,7 +31,7 @@ export function contextsCommand(run: string, options: Record<string, unknown>): 
     if (line.trim() !== "") lines.push(line);
   }
   if (lines.length === 0)
-    throw new ConfigError(expectation("--text", `a text with a line in ${path}, and --lines of at least 1`, "none"));
+    throw new ConfigError(expectation("--data", `a text with a line in ${path}, and --lines of at least 1`, "none"));
   openBackend();
   const { model, config, tokenizer } = loadModel(checkpoint);
   if (!model.moe) throw new ConfigError(expectation("--contexts", "a model with experts to choose from", config.model));
@@ -80,7 +80,7 @@ export function contextsCommand(run: string, options: Record<string, unknown>): 
           "sparsegate inspect",
           run,
           "--contexts",
-          ...(options["text"] === undefined ? [] : ["--text", path]),
+          ...(options["data"] === undefined ? [] : ["--data", path]),
           "--html",
           file,
         ].join(" "),

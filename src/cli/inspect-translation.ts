@@ -22,7 +22,9 @@ const TAGS = ["train/loss", "eval/perplexity", "eval/bleu", "test/perplexity", "
 export function inspectTranslationCommand(run: string, checkpoint: Checkpoint, options: Record<string, unknown>): void {
   if (options["html"] !== undefined) throw new ConfigError(expectation("inspect --html", "a language model", run, "translate --figure draws what a translation model reads."));
   const data = options["data"] as string | undefined;
-  const texts = data === undefined ? undefined : [...readLines(data)].filter((line) => line.trim() !== "");
+  if (options["contexts"] === true && data === undefined) throw new ConfigError("inspect --contexts: expected --data, a source text, beside it, got none.");
+  const limit = options["lines"] as number;
+  const texts = data === undefined ? undefined : [...readLines(data)].filter((line) => line.trim() !== "").slice(0, limit);
   openBackend();
   const { model, config, tokenizer, multilingual } = loadTranslationModel("inspect", checkpoint.path);
   const language = options["language"] as string | undefined;

@@ -22,9 +22,11 @@ const SHOWN_RECORDS = 8;
 const SHOWN_EXPERTS = 16;
 
 export async function inspectCommand(run: string, options: Record<string, unknown>): Promise<void> {
+  if (options["contexts"] !== true && options["data"] !== undefined) throw new ConfigError("inspect --data: expected --contexts beside it, got none.");
   const checkpoint = openCheckpoint("inspect", run);
   if (checkpoint.config["task"] === "translation") return (await import("./inspect-translation.js")).inspectTranslationCommand(run, checkpoint, options);
-  if (options["data"] !== undefined) throw new ConfigError(expectation("inspect --data", "a translation model", run));
+  if (options["language"] !== undefined) throw new ConfigError(expectation("inspect --language", "a translation model", run));
+  if (options["contexts"] === true) return (await import("./contexts.js")).contextsCommand(checkpoint, run, options);
   openBackend();
   const { model, config, tokenizer } = loadModel(checkpoint);
   // Of the folder the checkpoint lies in: a run may have been moved. Records after the checkpoint are of steps it does not know.

@@ -126,19 +126,13 @@ function program(): Command {
   root
     .command("inspect <run>")
     .description("a run's parameters, metrics and how its experts were used")
-    .option("--html <file>", "write a page with figures: load of each expert, and balance, over training")
-    .option("--data <file>", "of a translation model: a source text, to show what the encoder's experts take of it")
-    .option("--language <code>", "with --data: the language to translate into, for a model of several")
     .option("--html <file>", "write a page with figures: load of each expert, and balance, over training; with --contexts, the text coloured by expert")
     .option("--contexts", "what each expert takes: the places of a text where its gate value is the highest")
-    .option("--text <file>", "the text of --contexts, plain or .gz; default: the run's test or valid text")
+    .option("--data <file>", "the text of --contexts, plain or .gz; default: the run's test or valid text; of a translation model: a source text")
     .option("--lines <n>", "lines of it at most", wholeNumber, 2000)
+    .option("--language <code>", "with --contexts: the language to translate into, for a translation model of several")
     .option("--json", "print as JSON")
-    .action(async (run: string, options: Record<string, unknown>) => {
-      if (options["contexts"] === true) return (await import("./contexts.js")).contextsCommand(run, options);
-      if (options["text"] !== undefined) throw new SparsegateError("--text: expected --contexts beside it, got none.");
-      return (await import("./inspect.js")).inspectCommand(run, options);
-    });
+    .action(async (run: string, options: Record<string, unknown>) => (await import("./inspect.js")).inspectCommand(run, options));
   root
     .command("models")
     .description("the paper's language models: ops/timestep and parameters computed from their architecture, beside what it prints")

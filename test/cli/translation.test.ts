@@ -93,12 +93,12 @@ describe("a translation run", { timeout: 60_000 }, () => {
   });
 
   test("is inspected: what it is, its scores, what its experts take; and its attention is drawn", async () => {
-    const { code, stdout, stderr } = await run(["inspect", "run", "--data", "valid.a", "--json"], { cwd: root });
+    const { code, stdout, stderr } = await run(["inspect", "run", "--contexts", "--data", "valid.a", "--json"], { cwd: root });
     expect(code, stderr).toBe(0);
     const { experts, ...rest } = JSON.parse(stdout) as { experts: { tokens: number }[] };
     expect(rest).toMatchObject({ model: "MoE-4", step: 20, num_experts: 4, eval_bleu: expect.any(Number), moe_max_over_mean_load_encoder: expect.any(Number) });
     expect(experts.length).toBeGreaterThan(0);
-    expect((await run(["inspect", "run", "--data", "valid.a"], { cwd: root })).stdout).toMatch(/\nexpert \d: \d+ tokens, divergence \d\.\d\d\n {2}\d\.\d\d {2}.*\[.+\]/);
+    expect((await run(["inspect", "run", "--contexts", "--data", "valid.a"], { cwd: root })).stdout).toMatch(/\nexpert \d: \d+ tokens, divergence \d\.\d\d\n {2}\d\.\d\d {2}.*\[.+\]/);
     const drawn = await run(["translate", "run", "w1 w2", "--figure", "page.html"], { cwd: root });
     expect(drawn.stderr).toContain("Page with figures: page.html");
     expect(readFileSync(join(root, "page.html"), "utf8")).toContain("<svg");

@@ -141,7 +141,7 @@ test("several prompts are continued side by side, and come one below the other a
 
 test("inspect --contexts names for each expert the places where its gate value is the highest, and writes a page", { timeout: 30_000 }, async () => {
   const { output: folder } = runs[2]!;
-  const found = (await json(["inspect", folder, "--contexts", "--text", "valid.txt", "--lines", "10"])) as {
+  const found = (await json(["inspect", folder, "--contexts", "--data", "valid.txt", "--lines", "10"])) as {
     lines: number;
     experts: { expert: number; tokens: number; contexts: { token: string; gate: number }[] }[];
   };
@@ -155,6 +155,6 @@ test("inspect --contexts names for each expert the places where its gate value i
   const text = await output(["inspect", folder, "--contexts", "--html", "contexts.html"]);
   expect(text).toMatch(/^expert \d+, \d+ tokens\n {2}[01]\.\d\d {2}.*\[/);
   expect(readFileSync(join(root, "contexts.html"), "utf8")).toMatch(/^<!doctype html>[^]*class="token"[^]*<\/html>\n$/);
-  const { code, stderr } = await run(["inspect", folder, "--text", "valid.txt"], { cwd: root });
-  expect([code, stderr]).toEqual([1, "--text: expected --contexts beside it, got none.\n"]);
+  const { code, stderr } = await run(["inspect", folder, "--data", "valid.txt"], { cwd: root });
+  expect([code, stderr]).toEqual([1, "inspect --data: expected --contexts beside it, got none.\n"]);
 });
