@@ -2,6 +2,7 @@
 
 import { comm } from "./comm.js";
 import { gemm } from "./gemm.js";
+import { generation } from "./generate.js";
 import type { Benchmark } from "./harness.js";
 import { lmStep } from "./lm-step.js";
 import { memory } from "./memory.js";
@@ -18,6 +19,7 @@ export const benchmarks: Record<string, Benchmark> = {
   "peers-moe": peersMoe,
   gemm,
   "lm-step": lmStep,
+  generate: generation,
   memory,
   ptb,
   comm,

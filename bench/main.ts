@@ -13,6 +13,8 @@ const ABOUT: Record<string, string> = {
   hiddenSize: "width of the model",
   install: "yes installs a missing peer (npm, or apt-get as root)",
   model: "which of the paper's models",
+  models: "which of the paper's models, with commas between",
+  prompts: "prompts that are continued side by side",
   module: "the peer's Python file",
   optimizers: "Adam's forms, with commas between",
   outputDir: "folder for the run",
@@ -21,6 +23,7 @@ const ABOUT: Record<string, string> = {
   seed: "of the run",
   steps: "timed steps",
   timeSteps: "length of a sequence",
+  tokens: "tokens drawn a round",
   vocabSize: "words of the vocabulary",
   wasm: "no leaves out the run without a CBLAS",
 };

@@ -146,6 +146,28 @@ export function middleCost(middle: MiddleConfig, D: number): Cost {
   return { opsPerTimestep: ops, parameters };
 }
 
+/**
+ * Bytes of parameters that a step of one token reads when text is generated: an embedding, the LSTM layers, the gate without its noise, the experts that the
+ * token uses, and the softmax; and those of all parameters.
+ */
+export function inferenceBytes(config: LanguageModelConfig): { layers: number; softmax: number; total: number; parameters: number } {
+  const { hiddenSize: D, lstmSize: H, vocabSize: V, middle } = config;
+  const { opsPerTimestep, parameters } = computeCost(config);
+  // A product of one row reads each of its weights once.
+  let scalars = opsPerTimestep + lstmLayers(middle) * 4 * H;
+  if (middle.kind === "moe") {
+    const widths = expertWidths(middle, D);
+    scalars += expertsPerRow(middle) * expertSize(widths, D, middle).biases;
+    if (middle.sharedExperts) scalars += expertSize(widths.map((width) => width * middle.sharedExperts!), D, middle).biases; // prettier-ignore
+    for (const { type, numExperts, perRow } of gateLevels(middle)) {
+      if (nameOf(type) === "noisy-top-k") scalars -= perRow * D * numExperts;
+      if (nameOf(type) === "strictly-balanced") scalars += perRow * numExperts;
+    }
+  }
+  const softmax = V * D + V;
+  return { layers: 4 * scalars, softmax: 4 * softmax, total: 4 * (D + scalars + softmax), parameters: 4 * (parameters + V * D + softmax) };
+}
+
 /** The name in a gate's configuration. */
 export function nameOf(gate: GateConfig): (GateConfig & object)["type"] {
   return typeof gate === "string" ? gate : gate.type;

@@ -17,9 +17,13 @@ const LIKELY = 1e-3;
 export function sampleLogits(logits: ArrayLike<number>, { temperature, topK, topP }: Sampling, uniform: number): number {
   const most = argmax(logits);
   if (temperature === 0) return most;
-  const kept = topK > 0 && topK < logits.length ? mostLikely(logits, topK) : Array.from({ length: logits.length }, (_, i) => i);
   const weights = new Float64Array(logits.length);
   let total = 0;
+  if (topP >= 1 && (topK === 0 || topK >= logits.length)) {
+    for (let i = 0; i < weights.length; i++) total += weights[i] = Math.exp((logits[i]! - logits[most]!) / temperature);
+    return drawnOfAll(weights, total * uniform);
+  }
+  const kept = topK > 0 && topK < logits.length ? mostLikely(logits, topK) : Array.from({ length: logits.length }, (_, i) => i);
   for (const i of kept) total += weights[i] = Math.exp((logits[i]! - logits[most]!) / temperature);
   if (topP >= 1) return drawn(kept, weights, total * uniform);
   const nucleus = (candidates: number[]): { chosen: number[]; mass: number } => {
@@ -49,6 +53,18 @@ function mostLikely(logits: ArrayLike<number>, k: number): number[] {
     else if (logits[i] === limit) equal.push(i);
   }
   return [...above, ...equal.slice(0, k - above.length)].sort((a, b) => a - b);
+}
+
+/** As `drawn`, from all, without a list of them. */
+function drawnOfAll(weights: Float64Array, target: number): number {
+  let [sum, last] = [0, 0];
+  for (let i = 0; i < weights.length; i++) {
+    if (weights[i] === 0) continue;
+    last = i;
+    sum += weights[i]!;
+    if (sum > target) break;
+  }
+  return last;
 }
 
 /** The first of some indices at which the sum of their weights is above `target`. */

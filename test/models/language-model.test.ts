@@ -2,7 +2,7 @@
 
 import { describe, expect, it } from "vitest";
 import { streamId } from "#sparsegate/core/random.js";
-import { computeCost } from "#sparsegate/models/cost.js";
+import { computeCost, inferenceBytes } from "#sparsegate/models/cost.js";
 import { LanguageModel, type LanguageModelConfig, type MiddleConfig, type MoeMiddle } from "#sparsegate/models/language-model.js";
 import { PRESET_NAMES, presetMiddle } from "#sparsegate/models/presets.js";
 import { logUniformCandidates } from "#sparsegate/nn/candidates.js";
@@ -305,6 +305,19 @@ describe("the cost of a model", () => {
       const inner = [...model.namedParameters()].filter(([name]) => /^(lstm|moe|dense)\./.test(name));
       expect(computeCost(model.config).parameters).toBe(inner.reduce((s, [, p]) => s + p.size, 0));
     }
+  });
+  it("counts the bytes of parameters that a step of one token reads: those of k experts, and of the gate without its noise", () => {
+    const bytes = (middle: MiddleConfig, change: Partial<LanguageModelConfig> = {}): number => inferenceBytes(build(middle, { hiddenSize: 8, lstmSize: 8, ...change }).config).total / 4;
+    const lstm = 8 * 32 + 8 * 32 + 32;
+    const around = 8 + V * 8 + V; // a row of the embedding; the softmax
+    expect(bytes({ kind: "none" })).toBe(around + 2 * lstm);
+    expect(bytes({ kind: "single" }, { lstmSize: 12 })).toBe(around + (8 * 48 + 8 * 48 + 48 + 12 * 8));
+    const moe = { kind: "moe", expertHiddenSize: 16 } as const;
+    expect(bytes({ ...moe, numExperts: 100, topK: 3 })).toBe(around + 2 * lstm + 3 * 2 * 8 * 16 + 8 * 100);
+    expect(bytes({ ...moe, numExperts: [10, 20], topK: [2, 3] })).toBe(around + 2 * lstm + 6 * 2 * 8 * 16 + 8 * 10 + 2 * 8 * 20);
+    expect(bytes({ ...moe, numExperts: 6, topK: 2, gate: "sigmoid", bias: true })).toBe(around + 2 * lstm + 2 * (2 * 8 * 16 + 16 + 8) + 8 * 6);
+    const model = build({ ...moe, numExperts: 5, topK: 2, bias: true }, { hiddenSize: 8, lstmSize: 8 });
+    expect(inferenceBytes(model.config).parameters).toBe(4 * model.numParameters());
   });
   it("presets: every name is known, in any case; others and too few experts are refused", () => {
     const kinds = Object.fromEntries(PRESET_NAMES.map((name) => [name, presetMiddle(name.toLowerCase(), { hiddenSize: 8 }).kind]));
