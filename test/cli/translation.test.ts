@@ -110,7 +110,7 @@ describe("a translation run", { timeout: 60_000 }, () => {
   });
 });
 
-test("demo translation trains both models for twelve pairs, reports each, and leaves models that translate", { timeout: 120_000 }, async () => {
+test("demo translation trains both models for twelve pairs, reports each, and leaves models that translate", { timeout: 300_000 }, async () => {
   const { code, stdout, stderr } = await run(["demo", "translation", "--max-steps", "1", "--output-dir", "demo", "--no-progress", "--json"], { cwd: root });
   expect(code, stderr).toBe(0);
   const { models } = JSON.parse(stdout) as { models: { model: string; ops_per_timestep: number; pairs: { pair: string }[]; placeholders: { expected: number } }[] };
