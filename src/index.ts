@@ -16,10 +16,11 @@ export { smoothedCrossEntropy, type SmoothedLoss } from "./nn/label-smoothing.js
 export { logUniformCandidates } from "./nn/candidates.js";
 export { MoE, type MoEOptions, type MoEOutput, type BalanceOptions, type ExpertOptions } from "./moe/layer.js";
 export { HierarchicalMoE, type HierarchicalMoEOptions } from "./moe/hierarchical.js";
+export { RankRows } from "./moe/ranks.js";
 export { ModuleExperts, type ExpertModule, type Experts } from "./moe/experts.js";
 export { FeedForwardExperts, type FeedForwardOptions, type Activation } from "./moe/feed-forward.js";
 export { GATE_NAMES, makeGate, type GateConfig, type GateName, type GateTypes, type LayerGiven, type OwnOptions } from "./moe/gates/index.js";
-export { RouterGate, type Choice, type Gate, type GateOptions, type GateOutput, type GroupedRows } from "./moe/gates/gate.js";
+export { RouterGate, type Choice, type Gate, type GateContext, type GateOptions, type GateOutput, type GroupedRows } from "./moe/gates/gate.js";
 export { NoisyTopKGate, type NoisyTopKOptions } from "./moe/gates/noisy-top-k.js";
 export { SoftmaxGate } from "./moe/gates/softmax.js";
 export { StrictlyBalancedGate, type StrictlyBalancedOptions } from "./moe/gates/strictly-balanced.js";

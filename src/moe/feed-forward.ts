@@ -28,6 +28,8 @@ export interface FeedForwardOptions {
   expertDropout?: number;
   /** Keep no hidden activations: compute them again in the backward pass (App. D). The gradients are the same. Default false. */
   recompute?: boolean;
+  /** Only so many of the experts, from `first` on: the others are on other ranks. Default: all. */
+  placed?: { first: number; count: number } | undefined;
   name?: string;
   seed?: number;
 }
@@ -42,7 +44,7 @@ interface Layer {
   gateWeight: Tensor | undefined;
 }
 
-/** E_i(x) = activation(x·W1_i)·W2_i for all experts at once, one product per expert that has rows. */
+/** E_i(x) = activation(x·W1_i)·W2_i for all experts at once, one product per expert that has rows. Where experts are on other ranks, E of the weights is the number of those here. */
 export class FeedForwardExperts extends Module implements Experts {
   readonly numExperts: number;
   readonly activation: Activation;
@@ -78,9 +80,11 @@ export class FeedForwardExperts extends Module implements Experts {
     this.recompute = options.recompute ?? false;
     this.#stream = streamId("expert dropout", name);
 
+    const here = options.placed?.count ?? E;
+    const shard = options.placed && { first: options.placed.first, total: E };
     const weight = (path: string, rows: number, cols: number, variance: number): Tensor =>
-      parameter(`${name}.${path}`, [E, rows, cols], { kind: "uniform", bound: Math.sqrt((3 * variance) / rows) }, seed);
-    const biasOf = (path: string, width: number): Tensor => parameter(`${name}.${path}`, [E, width], { kind: "zeros" }, seed);
+      parameter(`${name}.${path}`, [here, rows, cols], { kind: "uniform", bound: Math.sqrt((3 * variance) / rows) }, seed, shard);
+    const biasOf = (path: string, width: number): Tensor => parameter(`${name}.${path}`, [here, width], { kind: "zeros" }, seed, shard);
     // He et al. 2015 before a ReLU (half of the variance is lost in it), LeCun at the output and beside a gate.
     const before = activation === "relu" ? 2 : 1;
     const last = widths.at(-1)!;

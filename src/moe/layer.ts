@@ -1,6 +1,7 @@
 /** The sparsely-gated mixture-of-experts layer: y = Σ_i G(x)_i · E_i(x) over the experts the gate picks (Shazeer et al. 2017, eq. 1). */
 
 import { checkInteger } from "../core/checks.js";
+import type { Communicator } from "../comm/communicator.js";
 import { ConfigError, expectation, TensorError } from "../core/errors.js";
 import { Module, type RunContext } from "../nn/module.js";
 import { add } from "../tensor/ops/elementwise.js";
@@ -13,7 +14,10 @@ import { ModuleExperts, type ExpertModule, type Experts } from "./experts.js";
 import { FeedForwardExperts, type Activation } from "./feed-forward.js";
 import type { Gate } from "./gates/gate.js";
 import { isGate, makeGate, withOptions, type GateConfig } from "./gates/index.js";
+import { HierarchicalGate } from "./gates/hierarchical.js";
 import { addLosses, balanceLoss } from "./losses.js";
+import { placeExperts, RowExchange } from "./exchange.js";
+import { RankRows, type Assigned } from "./ranks.js";
 
 /** Experts of an `MoE` layer. */
 export interface ExpertOptions {
@@ -63,11 +67,16 @@ export interface MoEOptions extends ExpertOptions, BalanceOptions {
   topK?: number;
   /** Name of a gate, name and options, or a gate. Default noisy-top-k. A gate made elsewhere has its own topK, losses and limits; those of the layer are then refused. */
   gate?: GateConfig | Gate;
+  /**
+   * Spreads the experts over ranks: each has its share of them, as even as can be, one after the other, and rows travel to them. `forward` is then called by
+   * all ranks at once, each with its own rows, and so is `backward`. The gradients of all other parameters are to be added up over ranks.
+   */
+  comm?: Communicator | undefined;
   name?: string;
   seed?: number;
 }
 
-/** What `MoE.forward` gives: the output, the loss to add, and what the balance statistics are made from. */
+/** What `MoE.forward` gives: the output, the loss to add, and what the balance statistics are made from. On ranks the output is that of this rank's rows, all else of the whole batch. */
 export interface MoEOutput {
   /** (..., D) as the input. */
   output: Tensor;
@@ -108,6 +117,9 @@ export class MoE extends Module {
   readonly experts: Experts;
   /** The experts that every row uses, as one wide feed-forward network. */
   readonly shared: FeedForwardExperts | undefined;
+  readonly #comm: Communicator | undefined;
+  /** Rank r has the experts from bounds[r] to bounds[r + 1]. */
+  readonly #bounds: readonly number[];
 
   constructor(options: MoEOptions) {
     super();
@@ -123,7 +135,15 @@ export class MoE extends Module {
     if (this.gate.numExperts !== numExperts) throw new ConfigError(expectation("MoE", `a gate of ${numExperts} experts (numExperts)`, this.gate.numExperts));
     const { expertHiddenSize = 2 * hiddenSize, activation = "relu", bias = false, expertDropout = 0, recompute = false } = options;
     const ofExperts = { hiddenSize, activation, bias, expertDropout, recompute, seed };
-    this.experts = options.experts ? customExperts(options.experts, numExperts) : new FeedForwardExperts({ ...ofExperts, numExperts, expertHiddenSize, name: `${name}.experts` });
+    this.#comm = options.comm && options.comm.size > 1 ? options.comm : undefined;
+    // Each secondary mixture is on one rank (section 3.1).
+    this.#bounds = placeExperts(numExperts, this.#comm?.size ?? 1, this.gate instanceof HierarchicalGate ? this.gate.secondary.numExperts : 1);
+    const { rank } = this.#comm ?? { rank: 0 };
+    const first = this.#bounds[rank]!;
+    const placed = this.#comm && { first, count: this.#bounds[rank + 1]! - first };
+    this.experts = options.experts
+      ? customExperts(options.experts, numExperts, placed)
+      : new FeedForwardExperts({ ...ofExperts, numExperts, expertHiddenSize, placed, name: `${name}.experts` });
     checkInteger("MoE", "sharedExperts", sharedExperts, { min: 0 });
     const widths = typeof expertHiddenSize === "number" ? [expertHiddenSize] : expertHiddenSize;
     if (sharedExperts > 0) this.shared = new FeedForwardExperts({ ...ofExperts, numExperts: 1, expertHiddenSize: widths.map((width) => width * sharedExperts), name: `${name}.shared` });
@@ -139,13 +159,12 @@ export class MoE extends Module {
       throw new TensorError(`MoE.forward: expected x of width ${this.hiddenSize} (hiddenSize), got ${x.shape.at(-1) ?? "a scalar"}. Did the embedding size change?`);
     }
     const x_ND = x.rank === 2 ? x : reshape(x, [-1, this.hiddenSize]);
-    const gated = this.gate.forward(x_ND, context);
+    const ranks = this.#comm && new RankRows(this.#comm, x_ND.shape[0]!, x_ND, context.rowIds);
+    const gated = this.gate.forward(x_ND, ranks ? { ...context, ranks } : context);
     const { experts, gates, rows, rowOffsets, importance, load, requested, probabilities } = gated;
     const routing = routeByExpert(gated, this.numExperts);
-    // Numbered by row and expert, which do not depend on the rest of the batch.
-    const rowIds = (): Tensor => addIndices(gatherIndices(reshape(experts, [-1]), routing.order), routing.rows, this.numExperts);
-    let y_ND = combine(this.experts.forward(dispatch(x_ND, routing), routing.offsets, context, rowIds), gates, routing);
-    if (this.shared) y_ND = add(y_ND, this.#sharedOutput(x_ND, context));
+    let y_ND = ranks ? this.#acrossRanks(x_ND, gated, ranks, context) : this.#byExperts(x_ND, gated, routing, context);
+    if (this.shared) y_ND = add(y_ND, this.#sharedOutput(x_ND, context, ranks?.own));
     return {
       output: x.rank === 2 ? y_ND : reshape(y_ND, x.shape),
       auxLoss: addLosses(gated.loss, balanceLoss(importance, gated.smoothLoad ? load : undefined, this.gate)),
@@ -160,10 +179,28 @@ export class MoE extends Module {
     };
   }
 
-  #sharedOutput(x_ND: Tensor, context: RunContext): Tensor {
+  #byExperts(x_ND: Tensor, { experts, gates }: Assigned, routing: Routing, context: RunContext): Tensor {
+    // Numbered by row and expert, which do not depend on the rest of the batch.
+    const rowIds = (): Tensor => addIndices(gatherIndices(reshape(experts, [-1]), routing.order), routing.rows, this.numExperts);
+    return combine(this.experts.forward(dispatch(x_ND, routing), routing.offsets, context, rowIds), gates, routing);
+  }
+
+  /** This rank's rows go to the ranks of their experts and come back, while those of others come here. */
+  #acrossRanks(x_ND: Tensor, gated: Assigned, ranks: RankRows, context: RunContext): Tensor {
+    const { experts, gates, ...list } = ranks.take(gated);
+    const routing = routeByExpert({ experts, ...list }, this.numExperts);
+    const exchange = new RowExchange(this.#comm!, this.#bounds, routing);
+    // As on one rank: by the row among those of all.
+    const rowIds = (): Tensor => exchange.numbersToExperts(addIndices(gatherIndices(reshape(experts, [-1]), routing.order), gatherIndices(ranks.own, routing.rows), this.numExperts));
+    const here = exchange.toExperts(dispatch(x_ND, routing));
+    const computed = this.experts.forward(here, exchange.offsets, context, rowIds);
+    return combine(exchange.fromExperts(computed, routing.rows.size), gates, routing);
+  }
+
+  #sharedOutput(x_ND: Tensor, context: RunContext, rowIds: Tensor | undefined): Tensor {
     const rows = x_ND.shape[0]!;
     const offsets = tensor([0, rows], [2], "int32", x_ND.backend);
-    return this.shared!.forward(x_ND, offsets, context, () => tensor(Int32Array.from({ length: rows }, (_, i) => i), [rows], "int32", x_ND.backend));
+    return this.shared!.forward(x_ND, offsets, context, () => rowIds ?? tensor(Int32Array.from({ length: rows }, (_, i) => i), [rows], "int32", x_ND.backend));
   }
 }
 
@@ -173,8 +210,10 @@ function balanceOf({ importanceWeight, loadWeight, zLossWeight, capacityFactor, 
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined)) as BalanceOptions;
 }
 
-function customExperts(given: NonNullable<MoEOptions["experts"]>, numExperts: number): Experts {
-  const modules = typeof given === "function" ? Array.from({ length: numExperts }, (_, i) => given(i)) : given;
+function customExperts(given: NonNullable<MoEOptions["experts"]>, numExperts: number, placed: { first: number; count: number } | undefined): Experts {
+  const { first, count } = placed ?? { first: 0, count: numExperts };
+  const here = (i: number): boolean => i >= first && i < first + count;
+  const modules = typeof given === "function" ? Array.from({ length: numExperts }, (_, i) => (here(i) ? given(i) : undefined)) : given.map((one, i) => (here(i) ? one : undefined));
   if (modules.length !== numExperts) throw new ConfigError(`MoE: expected ${numExperts} experts (numExperts), got ${modules.length}.`);
-  return new ModuleExperts(modules);
+  return new ModuleExperts(modules, first);
 }

@@ -6,9 +6,10 @@ import { streamId } from "../core/random.js";
 import { add } from "../tensor/ops/elementwise.js";
 import { lstm, type LstmState } from "../tensor/ops/lstm.js";
 import { matmul } from "../tensor/ops/products.js";
-import { dropout } from "../tensor/ops/random.js";
+import { dropout, dropoutRows } from "../tensor/ops/random.js";
 import { layerNorm } from "../tensor/ops/reduce.js";
 import { embedding } from "../tensor/ops/rows.js";
+import { reshape } from "../tensor/ops/shape.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { fanInUniform, Module, parameter, type Init, type RunContext } from "./module.js";
 
@@ -94,7 +95,9 @@ export class Dropout extends Module {
   forward(x: Tensor, context: RunContext = this.ownContext()): Tensor {
     if (!context.training || this.rate === 0) return x;
     const width = x.shape.at(-1) ?? 1;
-    return dropout(x, this.rate, { seed: context.seed, stream: this.stream, step: context.step }, context.firstRow * width);
+    const key = { seed: context.seed, stream: this.stream, step: context.step };
+    if (!context.rowIds) return dropout(x, this.rate, key, context.firstRow * width);
+    return reshape(dropoutRows(reshape(x, [-1, width]), this.rate, key, context.rowIds, context.firstRow), x.shape);
   }
 }
 

@@ -4,7 +4,7 @@ import type { RandomKey } from "../backend/backend.js";
 import { streamId } from "../core/random.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { keep } from "../tensor/scope.js";
-import { empty, Tensor, type Shape } from "../tensor/tensor.js";
+import { empty, Tensor, type Shape, type Shard } from "../tensor/tensor.js";
 
 /** What a forward pass depends on besides its input. Everything random follows from it, so one context gives one result. */
 export interface RunContext {
@@ -13,8 +13,10 @@ export interface RunContext {
   seed: number;
   /** Number of the training step: noise differs between steps. */
   step: number;
-  /** Global index of the first row of this call; rows draw their own noise, whoever computes them. */
+  /** Global index of the first row of this call, on all ranks together; rows draw their own noise, whoever computes them. */
   firstRow: number;
+  /** int32 (rows): where each row of this rank stands among the rows of all, from 0. Left out: the rows are all here, or follow those of the ranks before. */
+  rowIds?: Tensor;
 }
 
 /** Base of everything with parameters: subclasses keep parameters and other modules as properties, and are found by them. */
@@ -98,18 +100,24 @@ const buffers = new WeakSet<Tensor>();
 /** How a parameter starts. Random ones are drawn from a stream of the parameter's own name, so the order of construction does not matter. */
 export type Init = { kind: "zeros" } | { kind: "ones" } | { kind: "constant"; value: number } | { kind: "uniform"; bound: number } | { kind: "normal"; std: number };
 
-/** Makes a trainable tensor that outlives every scope. @param name path in the model; also the name of its random stream */
-export function parameter(name: string, shape: Shape, init: Init, seed = 0): Tensor {
+/**
+ * Makes a trainable tensor that outlives every scope.
+ * @param name path in the model; also the name of its random stream
+ * @param shard which rows of the whole parameter `shape` has, where others have the rest: they start with the values that they have in the whole
+ */
+export function parameter(name: string, shape: Shape, init: Init, seed = 0, shard?: Shard): Tensor {
   const backend = defaultBackend();
   const p = keep(empty(shape, "float32", backend));
   p.requiresGrad = true;
   p.name = name;
+  p.shard = shard;
   const key: RandomKey = { seed, stream: streamId("init", name), step: 0 };
+  const start = (shard?.first ?? 0) * shape.slice(1).reduce((product, n) => product * n, 1);
   if (init.kind === "zeros") backend.fill(p.buffer, 0, p.size);
   else if (init.kind === "ones") backend.fill(p.buffer, 1, p.size);
   else if (init.kind === "constant") backend.fill(p.buffer, init.value, p.size);
-  else if (init.kind === "uniform") backend.randomUniform(p.buffer, p.size, key, 0, -init.bound, init.bound);
-  else backend.randomNormal(p.buffer, p.size, key, 0, 0, init.std);
+  else if (init.kind === "uniform") backend.randomUniform(p.buffer, p.size, key, start, -init.bound, init.bound);
+  else backend.randomNormal(p.buffer, p.size, key, start, 0, init.std);
   return p;
 }
 

@@ -56,7 +56,12 @@ abstract class Base implements Optimizer {
 
   #make(name: string): void {
     const p = this.parameters.get(name)!;
-    for (const { suffix, shape, dtype } of this.layout(name, p)) this.slots.set(`${name}.${suffix}`, keep(zeros(shape, dtype, p.backend)));
+    for (const { suffix, shape, dtype } of this.layout(name, p)) {
+      const made = keep(zeros(shape, dtype, p.backend));
+      // Whatever is kept for a parameter has its rows.
+      made.shard = p.shard;
+      this.slots.set(`${name}.${suffix}`, made);
+    }
   }
 
   zeroGrad(): void {

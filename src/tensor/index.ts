@@ -1,6 +1,6 @@
 /** The engine's public face: tensors, scopes, the tape and every operation. */
 
-export { Tensor, tensor, empty, full, zeros, type Shape, type Gradient, type Nested } from "./tensor.js";
+export { Tensor, tensor, empty, full, zeros, type Shape, type Shard, type Gradient, type Nested } from "./tensor.js";
 export { scope, keep } from "./scope.js";
 export { backward, noGrad, recompute } from "./tape.js";
 export { defaultBackend, setDefaultBackend } from "./default-backend.js";

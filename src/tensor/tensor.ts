@@ -40,6 +40,12 @@ export interface Gradient {
   rows?: Tensor;
 }
 
+/** Which part of a larger tensor one is, that is cut along its first axis and spread over ranks: the rows from `first`, of `total` in all. */
+export interface Shard {
+  first: number;
+  total: number;
+}
+
 /**
  * A multi-dimensional array of float32 or int32, row-major, on a backend.
  *
@@ -53,6 +59,8 @@ export class Tensor {
   grad: Gradient | undefined;
   /** @internal How it was computed; undefined for leaves. */
   node: TapeNode | undefined;
+  /** Of a parameter (and of what an optimiser keeps for it) whose other parts are on other ranks. */
+  shard: Shard | undefined;
   /** Shown in error messages; parameters carry their path in the model. */
   name = "";
   readonly size: number;

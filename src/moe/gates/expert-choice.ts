@@ -1,11 +1,11 @@
 /** Expert choice routing (Zhou et al. 2022): experts pick rows, each the same number; the same idea as the batchwise mask of Shazeer et al. 2017, App. F. */
 
 import { checkNumber } from "../../core/checks.js";
-import { fanInUniform, type RunContext } from "../../nn/module.js";
+import { fanInUniform } from "../../nn/module.js";
 import { columnTopK } from "../../tensor/ops/gating.js";
 import { softmax } from "../../tensor/ops/reduce.js";
 import type { Tensor } from "../../tensor/tensor.js";
-import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
+import { RouterGate, type Choice, type GateContext, type GateOptions, type GroupedRows } from "./gate.js";
 import { gatesAt } from "./list.js";
 
 /** Options of `ExpertChoiceGate`; its experts are never over-full, so that it has no capacity. */
@@ -29,7 +29,7 @@ export class ExpertChoiceGate extends RouterGate {
     this.topK = checkNumber("ExpertChoiceGate", "topK", options.topK, { min: 1e-6, max: options.numExperts });
   }
 
-  protected choose(logits: Tensor, _x: Tensor, _context: RunContext, groups: GroupedRows | undefined): Choice {
+  protected choose(logits: Tensor, _x: Tensor, _context: GateContext, groups: GroupedRows | undefined): Choice {
     const scores = softmax(logits);
     const list = columnTopK(scores, this.topK, groups);
     return { ...list, gates: gatesAt(scores, list), probabilities: scores };

@@ -10,6 +10,7 @@ import { bincount, type Assignments } from "../../tensor/ops/rows.js";
 import { full, type Tensor } from "../../tensor/tensor.js";
 import { limitToCapacity, type CapacityOptions } from "../capacity.js";
 import { addLosses, zLoss } from "../losses.js";
+import type { RankRows } from "../ranks.js";
 
 /** What a gate decides about rows, before losses of balance and limits of capacity. */
 export interface Choice extends Assignments {
@@ -44,6 +45,13 @@ export interface GroupedRows extends Groups {
   rowIds: Tensor;
   /** Rows of the layer: ids are below numRows·G. */
   numRows: number;
+  /** int32 (N): the row of the layer that each is, -1 in an unused tail. */
+  rows: Tensor;
+}
+
+/** What a gate is called with: on ranks, also how its rows are spread over them. */
+export interface GateContext extends RunContext {
+  ranks?: RankRows;
 }
 
 /** A gate of a layer. */
@@ -52,8 +60,8 @@ export interface Gate extends Module {
   /** w_importance and w_load: weights of the losses CV(Importance)² and CV(Load)² (Shazeer et al. 2017, section 4). */
   readonly importanceWeight: number;
   readonly loadWeight: number;
-  /** Experts, weights and losses for the rows of a layer. @param x (N, D) */
-  forward(x: Tensor, context: RunContext): GateOutput;
+  /** Experts, weights and losses for the rows of a layer. @param x (N, D); on ranks those of this one, and what is returned is that of the rows of all */
+  forward(x: Tensor, context: GateContext): GateOutput;
 }
 
 /** What every gate takes. */
@@ -106,32 +114,37 @@ export abstract class RouterGate extends Module implements Gate {
     return this.numGroups === undefined ? [rows, cols] : [this.numGroups, rows, cols];
   }
 
-  /** x·W, with each group's own W for the rows of a group: (N, E). */
-  protected project(x: Tensor, weight: Tensor, groups: GroupedRows | undefined): Tensor {
+  /**
+   * x·W, with each group's own W for the rows of a group: (N, E). On ranks the rows of all, computed each where it is; those in groups are all here, and
+   * each rank has the gradient of its own.
+   */
+  protected project(x: Tensor, weight: Tensor, { ranks }: GateContext, groups: GroupedRows | undefined): Tensor {
     if (groups?.count !== this.numGroups) {
       throw new TensorError(expectation(`${this.constructor.name}.route`, `rows in ${this.numGroups ?? "no"} groups (numGroups)`, groups?.count ?? "none"));
     }
-    return groups ? groupedMatmul(x, weight, groups.offsets) : matmul(x, weight);
+    const logits = groups ? groupedMatmul(x, weight, groups.offsets) : matmul(x, weight);
+    if (!ranks) return logits;
+    return groups ? ranks.onlyOwn(logits, groups.rows) : ranks.gather(logits);
   }
 
   /** Experts and weights of each row from its logits (N, E). */
-  protected abstract choose(logits: Tensor, x: Tensor, context: RunContext, groups: GroupedRows | undefined): Choice;
+  protected abstract choose(logits: Tensor, x: Tensor, context: GateContext, groups: GroupedRows | undefined): Choice;
 
   /** What the router multiplies by W_g; Switch shakes it. */
-  protected routerInput(x: Tensor, _context: RunContext, _groups: GroupedRows | undefined): Tensor {
+  protected routerInput(x: Tensor, _context: GateContext, _groups: GroupedRows | undefined): Tensor {
     return x;
   }
 
   /** The gate's choice with its own losses. @param groups of a secondary gate (`numGroups`): experts are numbered within each group */
-  route(x: Tensor, context: RunContext, groups?: GroupedRows): Choice {
-    const logits = this.project(this.routerInput(x, context, groups), this.weight, groups);
+  route(x: Tensor, context: GateContext, groups?: GroupedRows): Choice {
+    const logits = this.project(this.routerInput(x, context, groups), this.weight, context, groups);
     const choice = this.choose(logits, x, context, groups);
     if (this.zLossWeight === 0) return choice;
     return { ...choice, loss: addLosses(choice.loss, affine(zLoss(logits, groups), this.zLossWeight)) };
   }
 
   /** Experts, weights and losses for the rows of a layer. @param x (N, D) */
-  forward(x: Tensor, context: RunContext): GateOutput {
+  forward(x: Tensor, context: GateContext): GateOutput {
     const choice = this.route(x, context);
     const { experts, gates } = choice;
     return {

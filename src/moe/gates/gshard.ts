@@ -3,7 +3,7 @@
 import { checkNumber, checkOneOf } from "../../core/checks.js";
 import { ConfigError, expectation } from "../../core/errors.js";
 import { streamId } from "../../core/random.js";
-import { fanInUniform, type RunContext } from "../../nn/module.js";
+import { fanInUniform } from "../../nn/module.js";
 import { affine, div, sub } from "../../tensor/ops/elementwise.js";
 import { maskIndices } from "../../tensor/ops/gating.js";
 import { softmax, sum, topK } from "../../tensor/ops/reduce.js";
@@ -11,7 +11,7 @@ import { concat, reshape, slice } from "../../tensor/ops/shape.js";
 import { noGrad } from "../../tensor/tape.js";
 import { full, type Tensor } from "../../tensor/tensor.js";
 import { switchLoss } from "../losses.js";
-import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
+import { RouterGate, type Choice, type GateContext, type GateOptions, type GroupedRows } from "./gate.js";
 import { numberThrough } from "./groups.js";
 import { rowsOfUniform } from "./switch.js";
 
@@ -65,7 +65,7 @@ export class GShardGate extends RouterGate {
     this.#stream = streamId("second expert", name);
   }
 
-  protected choose(logits: Tensor, _x: Tensor, context: RunContext, groups: GroupedRows | undefined): Choice {
+  protected choose(logits: Tensor, _x: Tensor, context: GateContext, groups: GroupedRows | undefined): Choice {
     const probabilities = softmax(logits);
     const { values, indices } = topK(probabilities, 2);
     const gates = div(values, reshape(affine(sum(values, 1), 1, EPSILON), [-1, 1]));
@@ -80,7 +80,7 @@ export class GShardGate extends RouterGate {
   }
 
   /** (N, 2): above 0 where an expert is used. @param second (N, 1) its weight */
-  #keepSecond(second: Tensor, context: RunContext, groups: GroupedRows | undefined): Tensor | undefined {
+  #keepSecond(second: Tensor, context: GateContext, groups: GroupedRows | undefined): Tensor | undefined {
     const policy = context.training ? this.secondPolicy : this.evalSecondPolicy;
     const threshold = context.training ? this.secondThreshold : this.evalSecondThreshold;
     const flag = (value: number): Tensor => full(second.shape, value, "float32", second.backend);

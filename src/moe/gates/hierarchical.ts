@@ -2,7 +2,7 @@
 
 import { ConfigError, expectation } from "../../core/errors.js";
 import { checkNumber } from "../../core/checks.js";
-import { Module, type RunContext } from "../../nn/module.js";
+import { Module } from "../../nn/module.js";
 import { div, maximum, mul } from "../../tensor/ops/elementwise.js";
 import { addIndices, gatherIndices } from "../../tensor/ops/gating.js";
 import { bincount, dispatch, routeByExpert } from "../../tensor/ops/rows.js";
@@ -10,7 +10,7 @@ import { reshape } from "../../tensor/ops/shape.js";
 import { full, zeros, type Tensor } from "../../tensor/tensor.js";
 import { limitToCapacity } from "../capacity.js";
 import { addLosses } from "../losses.js";
-import { measure, perRow, type Choice, type Gate, type GateOutput, type GroupedRows, type RouterGate } from "./gate.js";
+import { measure, perRow, type Choice, type Gate, type GateContext, type GateOutput, type GroupedRows, type RouterGate } from "./gate.js";
 import { pick } from "./list.js";
 
 /** The gates of a `HierarchicalGate`, and its losses. */
@@ -54,18 +54,19 @@ export class HierarchicalGate extends Module implements Gate {
   }
 
   /** Experts of all groups, weights and losses for the rows of a layer. @param x (N, D) */
-  forward(x: Tensor, context: RunContext): GateOutput {
+  forward(x: Tensor, context: GateContext): GateOutput {
     const { primary, secondary } = this;
     const [numGroups, perGroup] = [primary.numExperts, secondary.numExperts];
-    const numRows = x.shape[0]!;
+    const all = context.ranks ? context.ranks.gather(x) : x;
+    const numRows = all.shape[0]!;
     const wanted = primary.route(x, context);
     const first: Choice = { ...wanted, experts: limitToCapacity(wanted.experts, wanted.gates, numGroups, primary.capacity, context.training) };
 
     // The rows of all groups, group after group: each place is a pair of a row and a group.
     const routing = routeByExpert(first, numGroups);
     const groupOf = gatherIndices(reshape(first.experts, [-1]), routing.order);
-    const groups: GroupedRows = { offsets: routing.offsets, count: numGroups, groupOf, rowIds: addIndices(groupOf, routing.rows, numGroups), numRows };
-    const second = secondary.route(dispatch(x, routing), context, groups);
+    const groups: GroupedRows = { offsets: routing.offsets, count: numGroups, groupOf, rowIds: addIndices(groupOf, routing.rows, numGroups), numRows, rows: routing.rows };
+    const second = secondary.route(dispatch(all, routing), context, groups);
 
     const placeGates = pick(reshape(first.gates, [-1]), routing.order);
     const assigned = assign(second, placeGates, routing.rows, groups, perGroup);
@@ -88,7 +89,7 @@ export class HierarchicalGate extends Module implements Gate {
   }
 
   /** What fits into the experts, whose capacity is the same in all groups: all first choices of the secondary gates before all second ones, each in the order of rows. */
-  #limited(assigned: Listed, { experts }: Choice, context: RunContext): Listed {
+  #limited(assigned: Listed, { experts }: Choice, context: GateContext): Listed {
     if (experts.rank !== 2) return assigned;
     const limited = limitToCapacity(reshape(assigned.experts, experts.shape), reshape(assigned.gates, experts.shape), this.numExperts, this.secondary.capacity, context.training);
     return { ...assigned, experts: reshape(limited, [-1]) };

@@ -2,12 +2,12 @@
 
 import { checkInteger } from "../../core/checks.js";
 import { streamId } from "../../core/random.js";
-import { parameter, type RunContext } from "../../nn/module.js";
+import { parameter } from "../../nn/module.js";
 import { noisyTopK } from "../../tensor/ops/gating.js";
 import { softmax, topK } from "../../tensor/ops/reduce.js";
 import { slice } from "../../tensor/ops/shape.js";
 import type { Tensor } from "../../tensor/tensor.js";
-import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
+import { RouterGate, type Choice, type GateContext, type GateOptions, type GroupedRows } from "./gate.js";
 
 /** Options of `NoisyTopKGate`. */
 export interface NoisyTopKOptions extends GateOptions {
@@ -34,12 +34,12 @@ export class NoisyTopKGate extends RouterGate {
     this.#stream = streamId("gate", name);
   }
 
-  protected choose(logits: Tensor, x: Tensor, context: RunContext, groups: GroupedRows | undefined): Choice {
+  protected choose(logits: Tensor, x: Tensor, context: GateContext, groups: GroupedRows | undefined): Choice {
     if (!context.training) {
       const { values, indices } = topK(logits, this.topK);
       return { experts: indices, gates: softmax(values) };
     }
-    const { values, indices, load } = noisyTopK(logits, this.project(x, this.noiseWeight, groups), this.topK, {
+    const { values, indices, load } = noisyTopK(logits, this.project(x, this.noiseWeight, context, groups), this.topK, {
       key: { seed: context.seed, stream: this.#stream, step: context.step },
       start: context.firstRow * (groups?.count ?? 1),
       ...(groups ? { groups, rowIds: groups.rowIds } : {}),

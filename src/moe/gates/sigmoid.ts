@@ -1,7 +1,7 @@
 /** Sigmoid scores with bias-only balancing, as in DeepSeek-V3 (DeepSeek-AI 2024, section 2.1.2; Wang et al. 2024, "Auxiliary-loss-free load balancing"). */
 
 import { checkInteger, checkNumber } from "../../core/checks.js";
-import { buffer, fanInUniform, type RunContext } from "../../nn/module.js";
+import { buffer, fanInUniform } from "../../nn/module.js";
 import { abs, add, affine, div, maximum, sigmoid, sub } from "../../tensor/ops/elementwise.js";
 import { groupedBias } from "../../tensor/ops/products.js";
 import { gatherLast, sum, topK } from "../../tensor/ops/reduce.js";
@@ -10,7 +10,7 @@ import { reshape } from "../../tensor/ops/shape.js";
 import { scope } from "../../tensor/scope.js";
 import { noGrad } from "../../tensor/tape.js";
 import { full, type Tensor } from "../../tensor/tensor.js";
-import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
+import { RouterGate, type Choice, type GateContext, type GateOptions, type GroupedRows } from "./gate.js";
 import { numberThrough } from "./groups.js";
 
 /** Options of `SigmoidGate`. */
@@ -44,7 +44,7 @@ export class SigmoidGate extends RouterGate {
     this.bias = buffer(`${name}.bias`, this.numGroups === undefined ? [numExperts] : [this.numGroups, numExperts]);
   }
 
-  protected choose(logits: Tensor, _x: Tensor, context: RunContext, groups: GroupedRows | undefined): Choice {
+  protected choose(logits: Tensor, _x: Tensor, context: GateContext, groups: GroupedRows | undefined): Choice {
     const scores = sigmoid(logits);
     const experts = noGrad(() => topK(groups ? groupedBias(scores, this.bias, groups.offsets) : add(scores, this.bias), this.topK).indices);
     const chosen = gatherLast(scores, experts);

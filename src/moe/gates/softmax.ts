@@ -1,9 +1,8 @@
 /** Softmax gating: every row uses every expert, G_σ(x) = softmax(x·W_g) (Shazeer et al. 2017, section 2.1; Jordan & Jacobs 1994). Dense: for small layers. */
 
-import type { RunContext } from "../../nn/module.js";
 import { softmax, topK } from "../../tensor/ops/reduce.js";
 import type { Tensor } from "../../tensor/tensor.js";
-import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
+import { RouterGate, type Choice, type GateContext, type GateOptions, type GroupedRows } from "./gate.js";
 
 /** All experts for every row, best first. No balance loss by default: there is no choice to balance. */
 export class SoftmaxGate extends RouterGate {
@@ -14,7 +13,7 @@ export class SoftmaxGate extends RouterGate {
     this.topK = options.numExperts;
   }
 
-  protected choose(logits: Tensor, _x: Tensor, _context: RunContext, _groups: GroupedRows | undefined): Choice {
+  protected choose(logits: Tensor, _x: Tensor, _context: GateContext, _groups: GroupedRows | undefined): Choice {
     const { values, indices } = topK(logits, this.numExperts);
     const gates = softmax(values);
     return { experts: indices, gates, probabilities: gates };

@@ -1,14 +1,14 @@
 /** Strictly balanced gating (Shazeer et al. 2017, App. F): a batchwise mask while training, learned thresholds at inference. */
 
 import { checkNumber } from "../../core/checks.js";
-import { fanInUniform, parameter, type RunContext } from "../../nn/module.js";
+import { fanInUniform, parameter } from "../../nn/module.js";
 import { add, affine, exp, neg, relu, sub } from "../../tensor/ops/elementwise.js";
 import { aboveThreshold, columnTopK, gatherIndices, groupedSum, type ElementList } from "../../tensor/ops/gating.js";
 import { groupedBias } from "../../tensor/ops/products.js";
 import { softmax, sum } from "../../tensor/ops/reduce.js";
 import { reshape } from "../../tensor/ops/shape.js";
 import type { Tensor } from "../../tensor/tensor.js";
-import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
+import { RouterGate, type Choice, type GateContext, type GateOptions, type GroupedRows } from "./gate.js";
 import { numberThrough } from "./groups.js";
 import { gatesAt, pick, renormalise } from "./list.js";
 
@@ -44,10 +44,10 @@ export class StrictlyBalancedGate extends RouterGate {
     this.logThreshold = parameter(`${name}.logThreshold`, shape, { kind: "constant", value: -Math.log(numExperts) });
   }
 
-  protected choose(logits: Tensor, _x: Tensor, context: RunContext, groups: GroupedRows | undefined): Choice {
+  protected choose(logits: Tensor, _x: Tensor, context: GateContext, groups: GroupedRows | undefined): Choice {
     const probabilities = softmax(logits);
     const rows = probabilities.shape[0]!;
-    const threshold = exp(this.logThreshold);
+    const threshold = exp(context.ranks ? context.ranks.once(this.logThreshold) : this.logThreshold);
     const list = context.training ? columnTopK(probabilities, this.topK, groups) : aboveThreshold(probabilities, threshold, groups);
     const chosen = gatesAt(probabilities, list);
     const choice: Choice = { ...list, gates: renormalise(chosen, list, rows), probabilities };

@@ -2,13 +2,13 @@
 
 import { checkNumber } from "../../core/checks.js";
 import { streamId } from "../../core/random.js";
-import type { RunContext } from "../../nn/module.js";
 import { affine, mul } from "../../tensor/ops/elementwise.js";
 import { softmax, topK } from "../../tensor/ops/reduce.js";
 import { reshape } from "../../tensor/ops/shape.js";
 import { empty, type Tensor } from "../../tensor/tensor.js";
 import { switchLoss } from "../losses.js";
-import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
+import type { RankRows } from "../ranks.js";
+import { RouterGate, type Choice, type GateContext, type GateOptions, type GroupedRows } from "./gate.js";
 import { numberThrough } from "./groups.js";
 
 /** Options of `SwitchGate`. */
@@ -37,12 +37,12 @@ export class SwitchGate extends RouterGate {
     this.#stream = streamId("jitter", options.name ?? "gate");
   }
 
-  protected override routerInput(x: Tensor, context: RunContext, groups: GroupedRows | undefined): Tensor {
+  protected override routerInput(x: Tensor, context: GateContext, groups: GroupedRows | undefined): Tensor {
     if (!context.training || this.jitter === 0) return x;
-    return mul(x, rowsOfUniform(x, 1 - this.jitter, 1 + this.jitter, { seed: context.seed, stream: this.#stream, step: context.step }, context.firstRow, groups));
+    return mul(x, rowsOfUniform(x, 1 - this.jitter, 1 + this.jitter, { seed: context.seed, stream: this.#stream, step: context.step }, context.firstRow, groups, context.ranks));
   }
 
-  protected choose(logits: Tensor, _x: Tensor, _context: RunContext, groups: GroupedRows | undefined): Choice {
+  protected choose(logits: Tensor, _x: Tensor, _context: GateContext, groups: GroupedRows | undefined): Choice {
     const probabilities = softmax(logits);
     const { values, indices } = topK(probabilities, 1);
     const first = numberThrough(reshape(indices, [-1]), this.numExperts, groups);
@@ -50,20 +50,25 @@ export class SwitchGate extends RouterGate {
   }
 }
 
-/** Numbers uniform in [low, high) of the shape of x (N, width): row r draws its own, whatever rows stand beside it. */
-export function rowsOfUniform(x: Tensor, low: number, high: number, key: { seed: number; stream: number; step: number }, firstRow: number, groups: GroupedRows | undefined): Tensor {
+/** Numbers uniform in [low, high) of the shape of x (N, width): row r draws its own, whatever rows stand beside it. @param ranks where x has this rank's rows alone */
+export function rowsOfUniform(x: Tensor, low: number, high: number, key: { seed: number; stream: number; step: number }, firstRow: number, groups: GroupedRows | undefined, ranks?: RankRows): Tensor {
   const [rows, width] = x.shape as [number, number];
   const { backend } = x;
   const y = empty(x.shape, "float32", backend);
-  if (!groups) {
+  const ids = idsOf(groups, ranks);
+  if (!ids) {
     backend.randomUniform(y.buffer, y.size, key, firstRow * width, low, high);
     return y;
   }
-  // Numbers of every pair of row and group, of which each row takes its own: secondary gates are few and narrow.
-  const all = empty([numPairs(groups), width], "float32", backend);
-  backend.randomUniform(all.buffer, all.size, key, firstRow * groups.count * width, low, high);
-  backend.gatherRows(all.buffer, groups.rowIds.buffer, y.buffer, rows, width);
+  // Numbers of all rows of all ranks, or of every pair of row and group, of which each row takes its own: gates are narrow beside experts.
+  const all = empty([ids.count, width], "float32", backend);
+  backend.randomUniform(all.buffer, all.size, key, firstRow * ids.perRow * width, low, high);
+  backend.gatherRows(all.buffer, ids.rowIds.buffer, y.buffer, rows, width);
   return y;
 }
 
-const numPairs = ({ numRows, count }: GroupedRows): number => numRows * count;
+/** What each row's numbers are found by, where the rows are not all those there are, in order. */
+function idsOf(groups: GroupedRows | undefined, ranks: RankRows | undefined): { rowIds: Tensor; perRow: number; count: number } | undefined {
+  if (groups) return { rowIds: groups.rowIds, perRow: groups.count, count: groups.numRows * groups.count };
+  return ranks && { rowIds: ranks.own, perRow: 1, count: ranks.total };
+}

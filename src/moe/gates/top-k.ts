@@ -1,13 +1,13 @@
 /** Top-k with renormalised softmax, as in Mixtral (Jiang et al. 2024): the softmax over the k largest logits, without noise. */
 
 import { checkInteger, checkNumber } from "../../core/checks.js";
-import { fanInUniform, type RunContext } from "../../nn/module.js";
+import { fanInUniform } from "../../nn/module.js";
 import { affine } from "../../tensor/ops/elementwise.js";
 import { softmax, topK } from "../../tensor/ops/reduce.js";
 import { reshape, slice } from "../../tensor/ops/shape.js";
 import type { Tensor } from "../../tensor/tensor.js";
 import { addLosses, switchLoss } from "../losses.js";
-import { RouterGate, type Choice, type GateOptions, type GroupedRows } from "./gate.js";
+import { RouterGate, type Choice, type GateContext, type GateOptions, type GroupedRows } from "./gate.js";
 import { numberThrough } from "./groups.js";
 
 /** Options of `TopKGate`. */
@@ -30,7 +30,7 @@ export class TopKGate extends RouterGate {
     this.auxLossWeight = checkNumber("TopKGate", "auxLossWeight", auxLossWeight, { min: 0 });
   }
 
-  protected choose(logits: Tensor, _x: Tensor, _context: RunContext, groups: GroupedRows | undefined): Choice {
+  protected choose(logits: Tensor, _x: Tensor, _context: GateContext, groups: GroupedRows | undefined): Choice {
     const { values, indices } = topK(logits, this.topK);
     const choice: Choice = { experts: indices, gates: softmax(values) };
     if (this.auxLossWeight === 0) return choice;

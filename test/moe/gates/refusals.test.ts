@@ -300,6 +300,7 @@ describe("gates and layers refuse", () => {
       count: 2,
       groupOf: sg.zeros([4], "int32"),
       rowIds: sg.zeros([4], "int32"),
+      rows: sg.zeros([4], "int32"),
       numRows: 4,
     };
     expect(() => gate(4).route(x, context, groups)).toThrow(
