@@ -14,7 +14,7 @@ export const rooms = {
   nn: { values: ["core", "tensor"], types: ["backend"] },
   moe: { values: ["core", "tensor", "nn"], types: ["backend", "comm"] },
   optim: { values: ["core", "tensor"], types: ["backend", "nn"] },
-  models: { values: ["core", "tensor", "nn", "moe"], types: ["backend"] },
+  models: { values: ["core", "tensor", "nn", "moe"], types: ["backend", "comm"] },
   train: { values: ["core", "backend", "tensor", "text", "comm", "nn", "moe", "optim", "models"], types: [] },
   cli: { values: ["core", "backend", "tensor", "text", "comm", "nn", "moe", "optim", "models", "train"], types: [] },
 };

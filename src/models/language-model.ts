@@ -3,6 +3,7 @@
  * of the dense baselines of equal computation.
  */
 
+import type { Communicator } from "../comm/communicator.js";
 import { checkInteger, checkNumber, firstNonFinite } from "../core/checks.js";
 import { ConfigError, NonFiniteError, expectation } from "../core/errors.js";
 import type { GateConfig } from "../moe/gates/index.js";
@@ -111,8 +112,8 @@ export class FeedForward extends Module {
 }
 
 /** The layer of a mixture's options. @param where at the head of messages @throws ConfigError for levels that do not fit together */
-export function makeMoE({ kind: _, numExperts, topK, secondaryGate, ...rest }: MoeMiddle, hiddenSize: number, seed: number, name = "moe", where = "LanguageModel"): MoE {
-  const common = { hiddenSize, name, seed };
+export function makeMoE({ kind: _, numExperts, topK, secondaryGate, ...rest }: MoeMiddle, hiddenSize: number, seed: number, { name = "moe", where = "LanguageModel", comm }: { name?: string; where?: string; comm?: Communicator | undefined } = {}): MoE {
+  const common = { hiddenSize, name, seed, comm };
   if (typeof numExperts === "number" && (topK === undefined || typeof topK === "number")) {
     if (secondaryGate !== undefined) throw new ConfigError(expectation(where, "a secondaryGate only where numExperts is [groups, experts of each group]", numExperts));
     return new MoE({ ...rest, ...common, numExperts, ...(topK === undefined ? {} : { topK }) });
@@ -140,7 +141,8 @@ export class LanguageModel extends Module {
   readonly softmaxBias: Tensor;
   readonly #dropouts: readonly Dropout[];
 
-  constructor(config: LanguageModelConfig) {
+  /** @param comm spreads the experts over its ranks, see `MoEOptions.comm`; contexts then have `rowIds` */
+  constructor(config: LanguageModelConfig, comm?: Communicator) {
     super();
     this.config = config;
     const { vocabSize, hiddenSize, lstmSize, middle, dropout, initScale, seed } = config;
@@ -153,7 +155,7 @@ export class LanguageModel extends Module {
     this.embedding = new Embedding({ name: "embedding", seed, vocabSize, hiddenSize, ...withInit });
     const projectionSize = isProjected(config) ? hiddenSize : undefined;
     this.lstm = Array.from({ length: lstmLayers(middle) }, (_, i) => new Lstm({ name: `lstm.${i}`, seed, inputSize: hiddenSize, hiddenSize: lstmSize, projectionSize, ...withInit }));
-    if (middle.kind === "moe") this.moe = makeMoE(middle, hiddenSize, seed);
+    if (middle.kind === "moe") this.moe = makeMoE(middle, hiddenSize, seed, { comm });
     if (middle.kind === "dense") this.dense = new FeedForward({ hiddenSize, hiddenSizes: middle.hiddenSizes, name: "dense", seed });
     this.softmaxWeight = parameter("softmaxWeight", [vocabSize, hiddenSize], init ?? { kind: "normal", std: 1 / Math.sqrt(hiddenSize) }, seed);
     this.softmaxBias = parameter("softmaxBias", [vocabSize], init ?? { kind: "zeros" }, seed);

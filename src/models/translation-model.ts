@@ -132,7 +132,7 @@ export class TranslationModel extends Module {
     checkNumber(where, "labelSmoothing", labelSmoothing, { min: 0, max: 0.999 });
     if (middle.kind === "lstm") throw new ConfigError(expectation(where, "a middle moe, dense or none", middle.kind));
     const makeMiddle = (name: string): MoE | FeedForward | undefined => {
-      if (middle.kind === "moe") return makeMoE(middle, hiddenSize, seed, name, where);
+      if (middle.kind === "moe") return makeMoE(middle, hiddenSize, seed, { name, where });
       return middle.kind === "dense" ? new FeedForward({ hiddenSize, hiddenSizes: middle.hiddenSizes, name, seed }) : undefined;
     };
     const sizes = { seed, inputSize: hiddenSize, hiddenSize: lstmSize, projectionSize: lstmSize === hiddenSize ? undefined : hiddenSize };

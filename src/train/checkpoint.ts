@@ -195,6 +195,16 @@ export class TensorFiles {
     return this.owner(name).read(name, into);
   }
 
+  /** Reads some rows of a tensor, see SafetensorsFile.readRows. @throws FileError */
+  readRows(name: string, first: number, count: number): { data: TensorData; crc32: number } {
+    return this.owner(name).readRows(name, first, count);
+  }
+
+  /** Checks a tensor by its parts, see SafetensorsFile.checkParts. @throws FileError */
+  checkParts(name: string, parts: readonly { crc32: number; bytes: number }[]): void {
+    this.owner(name).checkParts(name, parts);
+  }
+
   private owner(name: string): SafetensorsFile {
     const file = this.owners.get(name);
     if (file === undefined) {

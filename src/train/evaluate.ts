@@ -1,5 +1,6 @@
 /** Perplexity by the exact softmax: exp of the mean negative log-likelihood over every target, in nats. */
 
+import type { Communicator } from "../comm/communicator.js";
 import { streamId } from "../core/random.js";
 import { balanceStatistics, requestedAssignments, type BalanceStatistics } from "../moe/statistics.js";
 import type { LanguageModel } from "../models/language-model.js";
@@ -10,6 +11,7 @@ import { keep, scope } from "../tensor/scope.js";
 import { noGrad } from "../tensor/tape.js";
 import { tensor } from "../tensor/tensor.js";
 import type { Batch } from "../text/batches.js";
+import { onOtherRank, ownLanes, rowIdsOf, sumOverRanks } from "./ranks.js";
 
 /** A batch on the backend. */
 export function batchTensors(batch: Batch): { inputs: ReturnType<typeof tensor>; targets: ReturnType<typeof tensor>; resets: ReturnType<typeof tensor> } {
@@ -59,6 +61,8 @@ export interface EvaluateOptions {
   onRouted?: (routed: RoutedBatch) => void;
   /** Batches go on where the one before ended. False: each starts from zero, and their sizes may differ. @default true */
   carryState?: boolean;
+  /** Where the model's experts are spread over ranks: all call at once, with the same batches, and get the same figures. */
+  comm?: Communicator | undefined;
 }
 
 /** The whole evaluation at once. @throws NonFiniteError naming the layer */
@@ -74,7 +78,7 @@ export function evaluate(model: LanguageModel, batches: Iterable<Batch>, options
  * An evaluation that rests after each batch, so that signals can come in and it can be given up (by `return`).
  * @throws NonFiniteError naming the layer
  */
-export function* evaluationSteps(model: LanguageModel, batches: Iterable<Batch>, { onRouted, carryState = true }: EvaluateOptions = {}): Generator<void, Evaluation> {
+export function* evaluationSteps(model: LanguageModel, batches: Iterable<Batch>, { onRouted, carryState = true, comm }: EvaluateOptions = {}): Generator<void, Evaluation> {
   let [total, tokens] = [0, 0];
   let states: LstmState[] | undefined;
   const E = model.moe?.numExperts ?? 0;
@@ -82,10 +86,12 @@ export function* evaluationSteps(model: LanguageModel, batches: Iterable<Batch>,
   const load = new Float64Array(E);
   let [wanted, taken] = [0, 0];
   const one = (batch: Batch): void => {
-    const tensors = batchTensors(batch);
-    const out = model.forward(tensors, EVALUATION, states);
-    const loss = out.loss.item();
-    if (!Number.isFinite(loss)) throw model.explainNonFinite("Evaluation", loss, tensors, EVALUATION, states);
+    const own = comm ? ownLanes(batch, comm) : batch;
+    const context = comm ? { ...EVALUATION, rowIds: rowIdsOf(batch, comm) } : EVALUATION;
+    const tensors = batchTensors(own);
+    const out = model.forward(tensors, context, states);
+    const loss = comm ? sumOverRanks(comm, (out.loss.item() * own.tokens) / Math.max(batch.tokens, 1)) : out.loss.item();
+    if (!Number.isFinite(loss)) throw onOtherRank(model, comm, "Evaluation") ?? model.explainNonFinite("Evaluation", loss, tensors, context, states);
     total += loss * batch.tokens;
     tokens += batch.tokens;
     if (out.moe) {

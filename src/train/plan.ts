@@ -169,8 +169,10 @@ function expertsWayBack(middle: MoeMiddle, D: number, N: number): number {
 }
 
 /** @throws ConfigError, naming what is needed and what there is, for a model that no batch is small enough for; as `planRun` for one that cannot be */
-export function checkMemory(config: TrainConfig, vocabSize: number): void {
-  const { fixedBytes } = planRun(config, vocabSize);
+export function checkMemory(config: TrainConfig, vocabSize: number, ranks = 1): void {
+  const plan = planRun(config, vocabSize);
+  // A rank has its share of the experts.
+  const fixedBytes = plan.fixedBytes - plan.bytesPerExpertParameter * plan.moeParameters * (1 - 1 / ranks);
   const { limit } = defaultBackend().memory();
   if (fixedBytes <= limit) return;
   const gib = (n: number): string => `${(n / 2 ** 30).toFixed(1)} GiB`;

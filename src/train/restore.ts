@@ -2,17 +2,18 @@
 
 import { existsSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
+import type { Communicator } from "../comm/communicator.js";
 import { firstNonFinite } from "../core/checks.js";
 import { ConfigError, FileError, NonFiniteError, expectation } from "../core/errors.js";
 import { LanguageModel } from "../models/language-model.js";
 import { presetLstm } from "../models/presets.js";
-import { sameShape, type Tensor } from "../tensor/tensor.js";
+import { sameShape, type Shard, type Tensor } from "../tensor/tensor.js";
 import { loadTokenizer } from "../text/load.js";
 import type { Tokenizer } from "../text/tokenizer.js";
 import { checkpointSteps, latestCheckpoint, loadCheckpoint, type Checkpoint, type TensorFiles } from "./checkpoint.js";
 import { checkConfig, flagOf, type TrainConfig } from "./config.js";
 import { effectiveMoe } from "./moe-config.js";
-import type { StoredTensor } from "./safetensors.js";
+import type { StoredTensor, TensorData } from "./safetensors.js";
 import { modelConfig } from "./setup.js";
 
 /**
@@ -126,31 +127,71 @@ export function checkSameModel(config: TrainConfig, checkpoint: Checkpoint): voi
   }
 }
 
-/** Fills parameters or optimiser state from a checkpoint. @throws FileError naming what is missing, damaged or of another shape */
-export function fillTensors(checkpoint: Checkpoint, files: TensorFiles, tensors: ReadonlyMap<string, Tensor>): void {
+/**
+ * Fills parameters or optimiser state from a checkpoint.
+ * @param comm all ranks at once: each reads its own part of what is spread over them
+ * @throws FileError naming what is missing, damaged or of another shape
+ */
+export function fillTensors(checkpoint: Checkpoint, files: TensorFiles, tensors: ReadonlyMap<string, Tensor>, comm?: Communicator): void {
   withAlternative(checkpoint.path, () => {
     for (const [name, tensor] of tensors) {
       if (!files.has(name))
         throw new FileError(expectation(checkpoint.path, `a tensor ${name}`, "none", "Is it of another model?"));
       const { shape } = files.info(name);
-      if (!sameShape(shape, tensor.shape))
+      const expected = wholeShape(tensor);
+      if (!sameShape(shape, expected))
         throw new FileError(
-          expectation(checkpoint.path, `${name} of shape [${tensor.shape.join(", ")}]`, shape, "Is it of another model?"),
+          expectation(checkpoint.path, `${name} of shape [${expected.join(", ")}]`, shape, "Is it of another model?"),
         );
-      tensor.backend.write(tensor.buffer, files.read(name));
+      tensor.backend.write(tensor.buffer, comm && tensor.shard ? readPart(files, name, tensor, tensor.shard, comm) : files.read(name));
     }
   });
+}
+
+/** The shape that a tensor has on all ranks together. */
+function wholeShape({ shape, shard }: Tensor): readonly number[] {
+  return shard ? [shard.total, ...shape.slice(1)] : shape;
+}
+
+function readPart(files: TensorFiles, name: string, { shape }: Tensor, { first }: Shard, comm: Communicator): TensorData {
+  const { data, crc32 } = files.readRows(name, first, shape[0]!);
+  const sums = new Float64Array(2 * comm.size);
+  comm.allGather(Float64Array.of(crc32, data.byteLength), sums);
+  files.checkParts(name, Array.from({ length: comm.size }, (_, r) => ({ crc32: sums[2 * r]!, bytes: sums[2 * r + 1]! })));
+  return data;
+}
+
+/**
+ * Sends the first rank, which saves a checkpoint, this one's parts of what is spread over ranks, one after the other as it writes them.
+ * @param tensors as that rank has them, by name
+ */
+export function sendParts(tensors: Iterable<readonly [string, Tensor]>, comm: Communicator): void {
+  const byName = [...tensors].filter(([, { shard }]) => shard).sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
+  for (const [, tensor] of byName) wholeData(tensor, comm);
+}
+
+/** The elements of a tensor on all ranks together, on the first of them; nothing on the others. */
+function wholeData(tensor: Tensor, comm: Communicator | undefined): ReturnType<Tensor["dataSync"]> {
+  const own = tensor.dataSync();
+  if (!comm || !tensor.shard) return own;
+  const counts = comm.rank === 0 ? new Int32Array(comm.size) : undefined;
+  comm.gather(Int32Array.of(own.length), counts, 0);
+  const whole = counts && new (own.constructor as new (length: number) => typeof own)(counts.reduce((sum, n) => sum + n, 0));
+  comm.gather(own, whole, 0, counts);
+  return whole ?? own;
 }
 
 /**
  * A tensor for a checkpoint, read from the backend when its turn comes. Values that are not finite are refused: a checkpoint that cannot be trained on
  * must not take the place of one that can.
+ * @param comm of the first rank: the others give their parts by `sendParts`
  * @throws NonFiniteError from `data`, naming the tensor
  */
-export function stored(name: string, tensor: Tensor): StoredTensor {
-  if (tensor.dtype === "int32") return { name, shape: tensor.shape, dtype: "I32", data: () => tensor.dataSync() as Int32Array };
+export function stored(name: string, tensor: Tensor, comm?: Communicator): StoredTensor {
+  const shape = wholeShape(tensor);
+  if (tensor.dtype === "int32") return { name, shape, dtype: "I32", data: () => wholeData(tensor, comm) as Int32Array };
   const data = (): Float32Array => {
-    const read = tensor.dataSync();
+    const read = wholeData(tensor, comm);
     const values = read instanceof Float32Array ? read : Float32Array.from(read);
     const at = firstNonFinite(values);
     if (at >= 0)
@@ -164,5 +205,5 @@ export function stored(name: string, tensor: Tensor): StoredTensor {
       );
     return values;
   };
-  return { name, shape: tensor.shape, dtype: "F32", data };
+  return { name, shape, dtype: "F32", data };
 }

@@ -207,6 +207,34 @@ export class SafetensorsFile {
     return data;
   }
 
+  /**
+   * Reads some rows of a tensor along its first axis, without the others: a rank's part. Whether it is damaged shows when all parts are put together, see
+   * {@link checkParts}.
+   * @throws FileError as `read`
+   */
+  readRows(name: string, first: number, count: number): { data: TensorData; crc32: number } {
+    const { dtype, shape, position } = this.find(name);
+    if (dtype !== "F32" && dtype !== "I32") throw damaged(this.path, `tensor ${name} to be F32 or I32`, dtype, "Convert the file to 32-bit floats.");
+    if (first + count > (shape[0] ?? 0)) throw damaged(this.path, `tensor ${name} to have ${first + count} rows`, shape[0] ?? 0);
+    const width = product(shape.slice(1));
+    const data = new (dtype === "F32" ? Float32Array : Int32Array)(count * width);
+    const bytes = new Uint8Array(data.buffer);
+    withFile(this.path, (fd) => readAll(this.path, fd, bytes, position + 4 * first * width));
+    return { data, crc32: crc32(bytes) };
+  }
+
+  /**
+   * Checks a tensor by its parts.
+   * @param parts checksum and length in bytes of each, in order: together the whole tensor
+   * @throws FileError when it is damaged
+   */
+  checkParts(name: string, parts: readonly { crc32: number; bytes: number }[]): void {
+    const { crc } = this.find(name);
+    if (crc === undefined) return;
+    const found = hex(parts.reduce((sum, part) => (shiftedCrc(sum, part.bytes) ^ part.crc32) >>> 0, 0));
+    if (found !== crc) throw damaged(this.path, `tensor ${name} to have the checksum ${crc}`, found, "The file is damaged.");
+  }
+
   private find(name: string) {
     const tensor = this.tensors.get(name);
     if (tensor === undefined) throw damaged(this.path, `a tensor ${name}`, "none", "Does the configuration belong to this file?");
@@ -333,6 +361,17 @@ const hex = (crc: number): string => crc.toString(16).padStart(8, "0");
 /** CRC-32 of zip and PNG, as an unsigned integer; `start` is the value for the bytes before these. */
 export const crc32: (bytes: Uint8Array, start?: number) => number =
   typeof zlib.crc32 === "function" ? (bytes, start = 0) => zlib.crc32(bytes, start) : makeCrc32(0xedb88320); // Node 22.0 and 22.1 lack it
+
+/** What a checksum adds to that of so many bytes more: checksums of one length are linear, so it is the way a start makes zeros differ. */
+function shiftedCrc(crc: number, bytes: number): number {
+  const zeros = new Uint8Array(Math.min(bytes, 2 ** 20));
+  let [from, without] = [crc, 0];
+  for (let left = bytes; left > 0; left -= zeros.length) {
+    const chunk = left < zeros.length ? zeros.subarray(0, left) : zeros;
+    [from, without] = [crc32(chunk, from), crc32(chunk, without)];
+  }
+  return (from ^ without) >>> 0;
+}
 
 /**
  * A reflected 32-bit CRC that takes eight bytes a step (slicing by 8).

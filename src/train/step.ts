@@ -1,5 +1,6 @@
 /** One training step: forward, backward, clipping, update. Nothing of it stays in memory but parameters, optimiser state and the carried LSTM state. */
 
+import type { Communicator } from "../comm/communicator.js";
 import { NonFiniteError } from "../core/errors.js";
 import { moeStatistics, processedLoad, type MoEStatistics } from "../moe/statistics.js";
 import type { LanguageModel } from "../models/language-model.js";
@@ -8,11 +9,12 @@ import type { RunContext } from "../nn/module.js";
 import { clipScale } from "../optim/clip.js";
 import type { Optimizer } from "../optim/optimizers.js";
 import type { LstmState } from "../tensor/ops/lstm.js";
-import { add } from "../tensor/ops/elementwise.js";
+import { add, affine } from "../tensor/ops/elementwise.js";
 import { scope } from "../tensor/scope.js";
 import { backward } from "../tensor/tape.js";
 import type { Batch } from "../text/batches.js";
 import { batchTensors, carryStates } from "./evaluate.js";
+import { addGradients, onOtherRank, ownLanes, rowIdsOf, sumOverRanks } from "./ranks.js";
 
 export interface StepResult {
   /** Mean cross-entropy, nats per token. */
@@ -40,26 +42,36 @@ export interface StepOptions {
 export interface TrainingState {
   model: LanguageModel;
   optimizer: Optimizer;
+  /** Of this rank's lanes. */
   states: LstmState[] | undefined;
+  /** Where there are several ranks. */
+  comm?: Communicator | undefined;
 }
 
 /**
+ * @param batch of all ranks together
  * @throws NonFiniteError when the loss or a gradient is not finite, naming the layer; parameters are then as they were before the step
  */
 export function trainStep(training: TrainingState, batch: Batch, { seed, learningRate, maxGradNorm, sampledSoftmax, statistics = false }: StepOptions): StepResult {
-  const { model, optimizer } = training;
+  const { model, optimizer, comm } = training;
   return scope(() => {
-    const context: RunContext = { training: true, seed, step: optimizer.steps, firstRow: batch.firstRow };
+    const own = comm ? ownLanes(batch, comm) : batch;
+    const context: RunContext = { training: true, seed, step: optimizer.steps, firstRow: batch.firstRow, ...(comm ? { rowIds: rowIdsOf(batch, comm) } : {}) };
     const candidates = sampledSoftmax > 0 ? logUniformCandidates(model.config.vocabSize, sampledSoftmax, { seed, step: optimizer.steps }) : undefined;
-    const tensors = batchTensors(batch);
+    const tensors = batchTensors(own);
     const out = model.forward(tensors, context, training.states, candidates);
-    const loss = out.loss.item();
+    // Each rank's mean counts by its targets.
+    const share = own.tokens / batch.tokens;
+    const loss = comm ? sumOverRanks(comm, out.loss.item() * share) : out.loss.item();
     const auxLoss = out.auxLoss?.item() ?? 0;
-    if (!Number.isFinite(loss + auxLoss)) throw model.explainNonFinite(`Step ${optimizer.steps + 1}`, loss + auxLoss, tensors, context, training.states);
+    if (!Number.isFinite(loss + auxLoss)) throw onOtherRank(model, comm, `Step ${optimizer.steps + 1}`) ?? model.explainNonFinite(`Step ${optimizer.steps + 1}`, loss + auxLoss, tensors, context, training.states);
     const result: StepResult = { loss, auxLoss, gradNorm: 0, tokens: batch.tokens };
     try {
-      backward(out.auxLoss ? add(out.loss, out.auxLoss) : out.loss);
-      const { norm, scale } = clipScale(model.parameters(), maxGradNorm);
+      const mean = comm ? affine(out.loss, share) : out.loss;
+      backward(out.auxLoss ? add(mean, out.auxLoss) : mean);
+      const parameters = model.parameters();
+      if (comm) addGradients(comm, parameters);
+      const { norm, scale } = clipScale(parameters, maxGradNorm, comm && ((squares) => sumOverRanks(comm, squares)));
       result.gradNorm = norm;
       optimizer.step(learningRate, scale);
     } catch (error) {

@@ -8,6 +8,7 @@
 import { closeSync, openSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
+import { threadId } from "node:worker_threads";
 import { expectation, FileError } from "../core/errors.js";
 import { fileError, makeFolder, writeAll } from "./atomic.js";
 import { makeCrc32 } from "./safetensors.js";
@@ -19,7 +20,7 @@ let files = 0;
 
 /** Writes one event file; TensorBoard shows every event file of a folder as one run. */
 export class TensorBoardWriter {
-  /** The event file, `events.out.tfevents.<seconds>.<host>.<pid>.<count>`. */
+  /** The event file, `events.out.tfevents.<seconds>.<host>.<pid>.<thread>.<count>`. */
   readonly path: string;
   private fd: number;
 
@@ -31,7 +32,7 @@ export class TensorBoardWriter {
    */
   constructor(folder: string, { resumeStep, time = Date.now() / 1000 }: { resumeStep?: number; time?: number } = {}) {
     // TensorBoard reads the files in order of name, and takes the first digits for the time.
-    const name = `events.out.tfevents.${String(Math.floor(time)).padStart(10, "0")}.${hostname()}.${process.pid}.${files++}`;
+    const name = `events.out.tfevents.${String(Math.floor(time)).padStart(10, "0")}.${hostname()}.${process.pid}.${threadId}.${files++}`;
     this.path = join(folder, name);
     try {
       makeFolder(folder);

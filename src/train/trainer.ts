@@ -1,6 +1,7 @@
 /** The training loop: steps, evaluation, metrics, checkpoints; interrupted without loss and resumed bit for bit. */
 
 import { join, resolve } from "node:path";
+import type { Communicator } from "../comm/communicator.js";
 import { ConfigError, FileError, NonFiniteError, expectation } from "../core/errors.js";
 import { LanguageModel } from "../models/language-model.js";
 import { UnusedExperts } from "../moe/statistics.js";
@@ -17,7 +18,8 @@ import { carryStates, evaluate, evaluationSteps, type EvaluateOptions, type Eval
 import { MetricsWriter } from "./metrics.js";
 import { checkMemory } from "./plan.js";
 import { Progress } from "./progress.js";
-import { checkSameModel, fillTensors, openCheckpoint, runFolder, stored, tokenizerOf } from "./restore.js";
+import { lanesOf, onAnyRank, several } from "./ranks.js";
+import { checkSameModel, fillTensors, openCheckpoint, runFolder, sendParts, stored, tokenizerOf } from "./restore.js";
 import { crc32 } from "./safetensors.js";
 import { makeDatasets, makeOptimizer, makeSchedule, modelConfig, type Corpora, type Datasets } from "./setup.js";
 import { trainStep, type StepResult, type TrainingState } from "./step.js";
@@ -36,6 +38,8 @@ export interface TrainOptions {
   onEvaluation?: (step: number, evaluation: Evaluation) => void;
   /** Keep no files: metrics and checkpoints are not written. */
   ephemeral?: boolean;
+  /** Ranks that train together: all call at once with the same configuration and text. The first writes files and shows progress. */
+  comm?: Communicator | undefined;
 }
 
 export interface TrainResult {
@@ -76,13 +80,14 @@ export async function trainOn(
       expectation("patience (--patience)", "a text for evaluation while training", "none", "Name it by --valid."),
     );
   }
-  checkMemory(config, datasets.tokenizer.vocabSize);
-  const inTheWay = options.ephemeral ? [] : checkpointsInTheWay(config, options, checkpoint);
-  const model = new LanguageModel(modelConfig(config, datasets.tokenizer.vocabSize));
+  const comm = several(options.comm);
+  checkMemory(config, datasets.tokenizer.vocabSize, comm?.size);
+  const inTheWay = writes(options) ? checkpointsInTheWay(config, options, checkpoint) : [];
+  const model = new LanguageModel(modelConfig(config, datasets.tokenizer.vocabSize), comm);
   const optimizer = makeOptimizer(config, model.namedParameters());
   const run = new Run(config, model, optimizer, datasets, options);
   if (checkpoint) run.restore(checkpoint);
-  if (!options.ephemeral) {
+  if (writes(options)) {
     // Only now, when nothing can be wrong with the request any more, is anything touched.
     deleteCheckpoints(config.output_dir, inTheWay);
     const best = bestFolder(config);
@@ -94,6 +99,9 @@ export async function trainOn(
   }
   return run.go();
 }
+
+/** Whether files are kept, and this rank is the one that writes them. */
+const writes = ({ ephemeral, comm }: TrainOptions): boolean => !ephemeral && (comm?.rank ?? 0) === 0;
 
 /**
  * Steps of checkpoints in --output-dir that are none of this run's past: of an earlier run, or after the one resumed from. Left there, the next --resume
@@ -141,6 +149,10 @@ class Run {
   #interval = { loss: 0, tokens: 0 };
   /** Steps that each expert has been without rows. Saved likewise. */
   #unused: UnusedExperts;
+  /** Where there are several ranks. */
+  readonly #comm: Communicator | undefined;
+  /** Whether one of them was told to stop. */
+  #stopped = false;
   /** Evaluations of this step still to be made. Saved: an interruption may give them up. */
   #due: Part[] = [];
   readonly #stopping: EarlyStopping;
@@ -153,7 +165,8 @@ class Run {
     readonly datasets: Datasets,
     readonly options: TrainOptions,
   ) {
-    this.#training = { model, optimizer, states: undefined };
+    this.#comm = several(options.comm);
+    this.#training = { model, optimizer, states: undefined, comm: this.#comm };
     this.#unused = new UnusedExperts(model.moe?.numExperts ?? 0);
     this.#stopping = new EarlyStopping(config.patience);
     this.#stream = new BatchStream(datasets.train, {
@@ -190,8 +203,8 @@ class Run {
         ),
       );
     }
-    fillTensors(checkpoint, checkpoint.model, this.model.namedState());
-    fillTensors(checkpoint, checkpoint.optimizer, this.optimizer.prepare());
+    fillTensors(checkpoint, checkpoint.model, this.model.namedState(), this.#comm);
+    fillTensors(checkpoint, checkpoint.optimizer, this.optimizer.prepare(), this.#comm);
     this.optimizer.steps = checkpoint.step;
     this.#resumedAt = this.#savedAt = checkpoint.step;
     this.#stream.restore(data as ReturnType<BatchStream["state"]>);
@@ -204,13 +217,16 @@ class Run {
     const states = this.model.lstm.map((_, i) => {
       const make = (part: "h" | "c"): Tensor => {
         const name = `carry.${i}.${part}`;
-        const tensor = keep(empty(checkpoint.optimizer!.info(name).shape));
+        const { shape } = checkpoint.optimizer!.info(name);
+        const lanes = this.#lanes();
+        const tensor = keep(empty(lanes ? [lanes.count, ...shape.slice(1)] : shape));
+        tensor.shard = lanes;
         carried.set(name, tensor);
         return tensor;
       };
       return { h: make("h"), c: make("c") };
     });
-    fillTensors(checkpoint, checkpoint.optimizer, carried);
+    fillTensors(checkpoint, checkpoint.optimizer, carried, this.#comm);
     this.#training.states = states;
   }
 
@@ -222,18 +238,22 @@ class Run {
 
   #write(): void {
     const { config, model, optimizer, datasets } = this;
-    const carried = (this.#training.states ?? []).flatMap(({ h, c }, i) => [
-      stored(`carry.${i}.h`, h),
-      stored(`carry.${i}.c`, c),
-    ]);
+    const comm = this.#comm;
+    const carried = (this.#training.states ?? []).flatMap(({ h, c }, i) => [[`carry.${i}.h`, h] as const, [`carry.${i}.c`, c] as const]);
+    for (const [, tensor] of carried) tensor.shard = this.#lanes();
+    const kept = [...optimizer.prepare(), ...carried];
+    if (!writes(this.options)) {
+      if (comm) for (const tensors of [model.namedState(), kept]) sendParts(tensors, comm);
+      return;
+    }
     const { file, text } = datasets.tokenizer.save();
     saveCheckpoint(
       config.output_dir,
       optimizer.steps,
       {
         config,
-        model: [...model.namedState()].map(([name, tensor]) => stored(name, tensor)),
-        optimizer: [...[...optimizer.prepare()].map(([name, t]) => stored(name, t)), ...carried],
+        model: [...model.namedState()].map(([name, tensor]) => stored(name, tensor, comm)),
+        optimizer: kept.map(([name, tensor]) => stored(name, tensor, comm)),
         state: {
           data: this.#stream.state(),
           corpus: this.#corpus,
@@ -251,10 +271,16 @@ class Run {
   /** Keeps the parameters of the best step so far, and those of the one before, lest this one is undone by a kill. */
   #saveBest(): void {
     const { config, model, optimizer, datasets } = this;
+    const comm = this.#comm;
+    if (this.options.ephemeral) return;
+    if (!writes(this.options)) {
+      if (comm) sendParts(model.namedState(), comm);
+      return;
+    }
     const { file, text } = datasets.tokenizer.save();
     const contents = {
       config,
-      model: [...model.namedState()].map(([name, tensor]) => stored(name, tensor)),
+      model: [...model.namedState()].map(([name, tensor]) => stored(name, tensor, comm)),
       files: new Map([[file, text]]),
     };
     saveCheckpoint(bestFolder(config), optimizer.steps, contents, { saveTotalLimit: 2 });
@@ -265,23 +291,35 @@ class Run {
     const step = this.#stopping.bestStep;
     if (this.config.patience === undefined || this.options.ephemeral || step === undefined || step === this.optimizer.steps)
       return () => {};
+    // The rank that writes may not be done yet.
+    this.#comm?.barrier();
     const now = [...this.model.namedState().values()].map((tensor) => ({ tensor, values: tensor.dataSync().slice() }));
     const best = openCheckpoint("train", join(bestFolder(this.config), `checkpoint-${step}`));
-    fillTensors(best, best.model, this.model.namedState());
+    fillTensors(best, best.model, this.model.namedState(), this.#comm);
     return () => {
       for (const { tensor, values } of now) tensor.backend.write(tensor.buffer, values);
     };
+  }
+
+  /** Which lanes of a batch are this rank's. */
+  #lanes(): ReturnType<typeof lanesOf> | undefined {
+    return this.#comm && lanesOf(this.config.batch_size, this.#comm);
+  }
+
+  /** Whether the run is to stop: all ranks ask at once, and are told the same. */
+  #told(): boolean {
+    return (this.#stopped ||= onAnyRank(this.#comm, this.options.signal?.aborted === true));
   }
 
   async go(): Promise<TrainResult> {
     const { config, model, optimizer, options } = this;
     const resume =
       this.#resumedAt === undefined ? {} : { resumeStep: this.#resumedAt, redo: this.#due.map((part) => `${TAGS[part]}/loss`) };
-    const metrics = options.ephemeral ? undefined : new MetricsWriter(join(config.output_dir, "metrics.jsonl"), resume);
+    const metrics = writes(options) ? new MetricsWriter(join(config.output_dir, "metrics.jsonl"), resume) : undefined;
     // A run that begins anew in the folder of one that was killed early purges that one's curves.
-    const board = options.ephemeral
-      ? undefined
-      : new TensorBoardWriter(join(config.output_dir, "tensorboard"), { resumeStep: this.#resumedAt ?? 0 });
+    const board = writes(options)
+      ? new TensorBoardWriter(join(config.output_dir, "tensorboard"), { resumeStep: this.#resumedAt ?? 0 })
+      : undefined;
     const log = (values: Record<string, number>): void => {
       metrics?.write(optimizer.steps, values);
       board?.write(optimizer.steps, values);
@@ -292,7 +330,7 @@ class Run {
     try {
       // What an interruption left undone.
       if (this.#due.length > 0 && (await this.#evaluateDue(log))) this.#save();
-      while (!last() && !options.signal?.aborted) {
+      while (!last() && !this.#told()) {
         const begun = performance.now();
         const learningRate = schedule(optimizer.steps + 1);
         const logs = (optimizer.steps + 1) % config.logging_steps === 0;
@@ -327,7 +365,7 @@ class Run {
         if (steps % config.save_steps === 0 || last()) this.#save();
       }
       // A second signal that comes close upon the first is still handled, and ends the process before anything is saved.
-      if (options.signal?.aborted) await new Promise((resolve) => setTimeout(resolve, 20));
+      if (this.#stopped) await new Promise((resolve) => setTimeout(resolve, 20));
       if (optimizer.steps !== this.#savedAt) this.#save();
       const finished = last() && this.#due.length === 0;
       return {
@@ -362,7 +400,7 @@ class Run {
       if (part !== "valid") continue;
       this.options.onEvaluation?.(this.optimizer.steps, evaluation);
       if (this.config.patience === undefined) continue;
-      if (this.#stopping.observe(this.optimizer.steps, loss) && !this.options.ephemeral) this.#saveBest();
+      if (this.#stopping.observe(this.optimizer.steps, loss)) this.#saveBest();
       // The end, which nobody knew of before: it is that of the test text too.
       if (this.#stopping.stops && this.datasets.test && !this.#due.includes("test")) this.#due.push("test");
     }
@@ -373,9 +411,9 @@ class Run {
   async #evaluatePart(part: Part): Promise<Evaluation | undefined> {
     const putBack = part === "test" ? this.#useBest() : () => {};
     try {
-      const steps = evaluationSteps(this.model, batchesOf(this.datasets[part]!, this.config));
+      const steps = evaluationSteps(this.model, batchesOf(this.datasets[part]!, this.config), { comm: this.#comm });
       let state = steps.next();
-      while (!state.done && !this.options.signal?.aborted) {
+      while (!state.done && !this.#told()) {
         await turn();
         state = steps.next();
       }
@@ -393,7 +431,7 @@ class Run {
       if (this.#evaluations[part] || !this.datasets[part]) return this.#evaluations[part];
       const putBack = part === "test" ? this.#useBest() : () => {};
       try {
-        return evaluateOn(this.model, this.datasets[part], this.config);
+        return evaluateOn(this.model, this.datasets[part], this.config, { comm: this.#comm });
       } finally {
         putBack();
       }
