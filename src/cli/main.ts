@@ -14,6 +14,12 @@ function wholeNumber(value: string): number {
   return n;
 }
 
+function atLeastOne(value: string): number {
+  const n = wholeNumber(value);
+  if (n < 1) throw new InvalidArgumentError("Expected a number from 1.");
+  return n;
+}
+
 function number(value: string): number {
   const n = Number(value);
   if (value.trim() === "" || !Number.isFinite(n)) throw new InvalidArgumentError("Expected a number.");
@@ -74,6 +80,7 @@ function program(): Command {
     .option("--resume [dir]", "go on from a checkpoint, or from the latest one of a run (of --output-dir when none is named), with its configuration")
     .option("--overwrite", "discard the checkpoints of an earlier run in --output-dir, or those after the one that is resumed")
     .option("--dry-run", "print parameters, ops/timestep and memory, and stop")
+    .option("--ranks <n>", "train on so many ranks, threads of this process that share its cores; under mpirun, mpirun's -n says it", atLeastOne)
     .option("--no-progress", "no live progress")
     .option("--json", "print the result as JSON")
     .allowExcessArguments(false);

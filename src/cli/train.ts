@@ -1,5 +1,7 @@
-/** `sparsegate train`. */
+/** `sparsegate train`: as one rank, as ranks that mpirun started, or as so many threads of this process (`--ranks`). */
 
+import { communicator, runRanks, type Communicator } from "../comm/index.js";
+import { ConfigError, expectation } from "../core/errors.js";
 import { expertsPerRow, totalExperts } from "../models/cost.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { BatchStream } from "../text/batches.js";
@@ -16,11 +18,71 @@ import { translationPreset } from "../train/translation/presets.js";
 import { openBackend } from "./backend.js";
 import { bytes, compact, table } from "./format.js";
 import { makeOutputFolder } from "./output.js";
-import { stopSignal } from "./stop.js";
+import { stopSignal, type Stop } from "./stop.js";
 
 type Options = Record<string, unknown>;
 
+/** What a rank's thread is given. */
+export interface RankData {
+  options: Options;
+  /** Int32: not 0 once the run is to stop. */
+  stop: SharedArrayBuffer;
+}
+
 export async function trainCommand(options: Options): Promise<void> {
+  // Whatever can be refused is, before ranks are started and text is read.
+  const run = prepare(options);
+  if (isTranslation(run.config)) {
+    const size = (options["ranks"] as number | undefined) ?? (await communicator()).size;
+    if (size > 1) throw new ConfigError(expectation("train --task translation", "one rank: only language models are spread over ranks yet", size));
+    return (await import("./translation.js")).trainTranslationCommand(run.config, run.checkpoint, options);
+  }
+  if (options["dryRun"] === true) return dryRun(run.config, run.checkpoint, run.json);
+  const ranks = options["ranks"] as number | undefined;
+  if (ranks !== undefined && ranks > 1) return trainInThreads(ranks, options, run);
+  const comm = await communicator();
+  const first = comm.rank === 0;
+  if (first) claimOutput(run);
+  const progress = new Progress({ enabled: run.progress && first });
+  let stop: Stop | undefined;
+  // Not before the text is read: until then a signal ends the process at once.
+  const listen = (): AbortSignal => (stop = stopSignal(() => first && progress.announce(STOPPING))).signal;
+  const { finished } = await trainRank(run, comm, listen, progress);
+  // mpirun takes any other code than 0 for a failure.
+  if (!finished && comm.kind !== "mpi") process.exitCode = stop!.exitCode();
+  stop!.end();
+}
+
+const STOPPING = "Stopping after this step; then a checkpoint is written. Once more to stop at once, without one.";
+
+/** Runs the command in threads, each with a part of the cores. */
+async function trainInThreads(ranks: number, options: Options, run: Prepared): Promise<void> {
+  const { kind } = await communicator();
+  if (kind !== "alone") throw new ConfigError(expectation("train", "no --ranks under mpirun, which starts the ranks", ranks, "Give their number to mpirun: -n."));
+  claimOutput(run);
+  const told = new SharedArrayBuffer(4);
+  const stop = stopSignal(() => {
+    Atomics.store(new Int32Array(told), 0, 1);
+    process.stderr.write(`${STOPPING}\n`);
+  });
+  // Threads get what can be cloned; the checkpoint is opened by each.
+  const data: RankData = { options, stop: told };
+  const finished = await runRanks<boolean>(ranks, new URL("./train-rank.js", import.meta.url), data);
+  if (!finished[0]) process.exitCode = stop.exitCode();
+  stop.end();
+}
+
+/** A run as it was asked for. */
+interface Prepared {
+  config: TrainConfig;
+  checkpoint: Checkpoint | undefined;
+  overwrite: boolean;
+  json: boolean;
+  progress: boolean;
+}
+
+/** @throws ConfigError, FileError for what cannot be */
+export function prepare(options: Options): Prepared {
   const sources: Sources = { file: options["config"] as string | undefined, env: process.env, flags: flagsOf(options) };
   const checkpoint = checkpointOf(options["resume"], sources);
   const preset = options["preset"] as string | undefined;
@@ -33,36 +95,41 @@ export async function trainCommand(options: Options): Promise<void> {
         : { values: translationPreset(preset), where: `--preset ${preset}` },
   });
   if (checkpoint) checkSameModel(config, checkpoint);
-  if (isTranslation(config)) return (await import("./translation.js")).trainTranslationCommand(config, checkpoint, options);
-  const overwrite = options["overwrite"] === true;
-  const json = options["json"] === true;
-  if (options["dryRun"] === true) return dryRun(config, checkpoint, json);
-  // What can be refused is refused before the text is read, which may take minutes.
+  return { config, checkpoint, overwrite: options["overwrite"] === true, json: options["json"] === true, progress: options["progress"] !== false };
+}
+
+/** @throws ConfigError, FileError where the output folder cannot be used */
+function claimOutput({ config, checkpoint, overwrite }: Prepared): void {
   makeOutputFolder(config.output_dir);
   checkpointsInTheWay(config, { overwrite }, checkpoint);
-  const progress = new Progress({ enabled: options["progress"] !== false });
+}
+
+/** A run as one rank, which may be the only one; the first says how it went. */
+export async function trainRank(
+  { config, checkpoint, overwrite, json }: Prepared,
+  comm: Communicator,
+  listen: () => Pick<AbortSignal, "aborted">,
+  progress: Progress,
+): Promise<TrainResult> {
+  const first = comm.rank === 0;
   const datasets = makeDatasets(config, corporaOf(config), checkpoint && tokenizerOf(checkpoint));
-  openBackend();
-  for (const note of caveats(config)) process.stderr.write(`${note}\n`);
-  const stop = stopSignal(() =>
-    progress.announce("Stopping after this step; then a checkpoint is written. Once more to stop at once, without one."),
-  );
-  const result = await trainOn(config, datasets, { progress, signal: stop.signal, overwrite }, checkpoint).catch(
-    (error: unknown) => {
-      progress.finish(); // an error message begins on a line of its own
-      throw error;
-    },
-  );
-  progress.finish(`${config.model}: ${result.steps} steps, ${Math.round(result.tokensPerSecond)} tokens/s`);
-  report(config, result, json);
-  if (!result.finished) {
-    process.stderr.write(
-      `Interrupted at step ${result.steps} of ${config.max_steps}. Go on with: sparsegate train --resume ${config.output_dir}\n`,
-    );
-    process.exitCode = stop.exitCode();
+  openBackend({ quiet: !first });
+  if (first) for (const note of caveats(config)) process.stderr.write(`${note}\n`);
+  const result = await trainOn(config, datasets, { progress, signal: listen(), overwrite, comm }, checkpoint).catch((error: unknown) => {
+    progress.finish(); // an error message begins on a line of its own
+    throw error;
+  });
+  if (first) {
+    progress.finish(`${config.model}: ${result.steps} steps, ${Math.round(result.tokensPerSecond)} tokens/s`);
+    report(config, result, json);
+    if (!result.finished) {
+      process.stderr.write(
+        `Interrupted at step ${result.steps} of ${config.max_steps}. Go on with: sparsegate train --resume ${config.output_dir}\n`,
+      );
+    }
   }
-  stop.end();
   defaultBackend().dispose();
+  return result;
 }
 
 /** What the user set: flags by key of the configuration. */

@@ -32,7 +32,7 @@ export interface TrainOptions {
   overwrite?: boolean;
   progress?: Progress;
   /** Aborted: the step at hand is finished, a checkpoint written, and `train` returns. */
-  signal?: AbortSignal;
+  signal?: Pick<AbortSignal, "aborted">;
   /** Called after each step with its figures: the demo's curves. */
   onStep?: (step: number, result: StepResult) => void;
   onEvaluation?: (step: number, evaluation: Evaluation) => void;
