@@ -7,6 +7,7 @@ import { afterAll, describe, expect, test } from "vitest";
 import { runRanks } from "#sparsegate/comm/index.js";
 import { loadCheckpoint, type TensorFiles } from "#sparsegate/train/checkpoint.js";
 import { sentences } from "../../cli/helpers.js";
+import { mpi, mpiruns, type Mpirun } from "../../comm/helpers.js";
 import run, { type Trained } from "./programs/train.mjs";
 
 const root = mkdtempSync(join(tmpdir(), "sparsegate-ranks-"));
@@ -33,6 +34,12 @@ const folder = (name: string): string => join(root, name);
 const data = (name: string, { config, ...rest }: Case): object => ({ text, ...rest, config: { ...base, ...config, output_dir: folder(name) } });
 const alone = (name: string, given: Case): Promise<Trained> => run(undefined, data(name, given));
 const onRanks = (size: number, name: string, given: Case): Promise<Trained[]> => runRanks<Trained>(size, program, data(name, given), { timeout: 60 });
+/** Processes of an mpirun. */
+async function underMpi(mpirun: Mpirun, size: number, name: string, given: Case): Promise<Trained[]> {
+  const { results, text } = await mpi(mpirun, size, "../../train/ranks/programs/train", data(name, given), { options: { timeout: 60 }, env: { SPARSEGATE_THREADS: "1" } });
+  expect(results, text).toBeDefined();
+  return results as Trained[];
+}
 
 function tensors(files: TensorFiles | null): Map<string, number[]> {
   return new Map(files!.names.map((name) => [name, Array.from(files!.read(name))]));
@@ -65,9 +72,15 @@ describe.each(Object.keys(kinds))("%s", (kind) => {
   const name = kind.replaceAll(" ", "-");
   let one: Promise<Trained> | undefined;
 
-  test.each([2, 3, 4])(`on %i ranks: losses of ${STEPS} steps to 1e-5, parameters at the end to 1e-4`, async (size) => {
+  const ways = [
+    ...[2, 3, 4].map((size) => ({ how: `${size} threads`, go: (to: string) => onRanks(size, to, kinds[kind]!) })),
+    ...mpiruns.flatMap((mpirun) => [2, 4].map((size) => ({ how: `${size} processes of ${mpirun.name}`, go: (to: string) => underMpi(mpirun, size, to, kinds[kind]!) }))),
+  ];
+
+  test.each(ways)(`on $how: losses of ${STEPS} steps to 1e-5, parameters at the end to 1e-4`, { timeout: 120_000 }, async ({ how, go }) => {
     const single = await (one ??= alone(name, kinds[kind]!));
-    const several = await onRanks(size, `${name}-${size}`, kinds[kind]!);
+    const to = `${name}-${how.replaceAll(" ", "-")}`;
+    const several = await go(to);
     for (const { steps, evaluations, finished, test } of several) {
       expect(finished).toBe(true);
       for (const key of ["loss", "auxLoss", "gradNorm"] as const) {
@@ -80,7 +93,7 @@ describe.each(Object.keys(kinds))("%s", (kind) => {
       expectClose([test!], [single.test!], 1e-5, "test");
     }
     expect(single.steps[0]!.loss).toBeGreaterThan(single.steps.at(-1)!.loss);
-    expectSameTensors(tensors(saved(`${name}-${size}`, STEPS).model), tensors(saved(name, STEPS).model));
+    expectSameTensors(tensors(saved(to, STEPS).model), tensors(saved(name, STEPS).model));
   });
 });
 
