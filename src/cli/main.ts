@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** The command line: `sparsegate train | sweep | eval | translate | generate | inspect | models | reproduce | doctor | demo`. Results go to stdout, progress to stderr. */
+/** The command line: `sparsegate train | sweep | plan | eval | translate | generate | inspect | models | reproduce | doctor | demo`. Results go to stdout, progress to stderr. */
 
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError } from "commander";
@@ -101,6 +101,16 @@ function program(): Command {
     .allowExcessArguments(false);
   trainFlags(sweep);
   sweep.action(async (options: Record<string, unknown>) => (await import("./sweep.js")).sweepCommand(options));
+
+  const plan = root
+    .command("plan")
+    .description("what a run needs on ranks: parameters, memory, flops and bytes sent, without starting one; takes the options of train")
+    .requiredOption("--ranks <n>", "ranks that the experts are spread over", atLeastOne)
+    .option("--hosts <n>", "hosts that the ranks are spread over", atLeastOne, 1)
+    .option("--config <file>", "as for train")
+    .option("--json", "print as JSON");
+  trainFlags(plan);
+  plan.action(async (options: Record<string, unknown>) => (await import("./plan.js")).planCommand(options));
 
   searching(
     root

@@ -1,7 +1,7 @@
 import type { Communicator } from "#sparsegate/comm/index.js";
 
 export interface Trained {
-  steps: { loss: number; auxLoss: number; gradNorm: number; load?: number[] }[];
+  steps: { loss: number; auxLoss: number; gradNorm: number; load?: number[]; sent: number }[];
   evaluations: { loss: number; tokens: number; load: number[] }[];
   taken: number;
   finished: boolean;

@@ -13,7 +13,7 @@ export default async function run(comm, { config, text, options = {}, stopAt, ki
     comm,
     signal: stop.signal,
     onStep: (step, { loss, auxLoss, gradNorm, load }) => {
-      steps.push({ loss, auxLoss, gradNorm, load });
+      steps.push({ loss, auxLoss, gradNorm, load, sent: comm?.traffic.bytesSent ?? 0 });
       // A signal reaches one rank alone.
       if (step === stopAt && (comm?.rank ?? 0) === (comm?.size ?? 1) - 1) stop.abort();
       if (step === killAt && comm?.rank === 1) throw new Error("the test ends this rank");
