@@ -75,3 +75,18 @@ test("what cannot be is said once, before any rank starts", async () => {
   expect(outcome.stderr.trim().split("\n")).toHaveLength(1);
   expect((await run(["train", ...flags(config), "--ranks", "0"], { cwd: root })).stderr).toContain("Expected a number from 1.");
 });
+
+test("two ranks stop early where one does, and test the best parameters", { timeout: 120_000 }, async () => {
+  const patient = { ...config, test: "valid.txt", model: "MoE-4", max_steps: 200, eval_steps: 4, learning_rate: 0.05, patience: 1 };
+  const [one, two] = await Promise.all(
+    [1, 2].map(async (ranks) => {
+      const { code, stdout, stderr } = await run(["train", ...flags({ ...patient, ranks, output_dir: `patient-${ranks}` }), "--json"], { cwd: root });
+      expect(code, stderr).toBe(0);
+      return JSON.parse(stdout) as { steps: number; best_step: number; test_perplexity: number };
+    }),
+  );
+  expect(one!.steps).toBeLessThan(200);
+  expect(one!.best_step).toBeLessThan(one!.steps);
+  expect([two!.steps, two!.best_step]).toEqual([one!.steps, one!.best_step]);
+  expect(Math.abs(two!.test_perplexity - one!.test_perplexity)).toBeLessThan(1e-3 * one!.test_perplexity);
+});
