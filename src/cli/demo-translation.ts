@@ -7,19 +7,15 @@ import { join } from "node:path";
 import { ConfigError, expectation } from "../core/errors.js";
 import { translationCost } from "../models/cost.js";
 import { countPlaceholders, messagePairs, type PlaceholderCount } from "../text/message-pairs.js";
-import { loadMessages, splitMessages } from "../text/messages.js";
 import { writeFileAtomic } from "../train/atomic.js";
 import { checkConfig } from "../train/config.js";
-import { Progress } from "../train/progress.js";
 import { isTranslation, type TranslationConfig } from "../train/translation/config.js";
 import { makeTranslationDatasets, type TranslationDatasets } from "../train/translation/data.js";
 import type { TextEvaluation } from "../train/translation/evaluate.js";
 import { translationPreset } from "../train/translation/presets.js";
 import { trainTranslation } from "../train/translation/trainer.js";
-import { openBackend } from "./backend.js";
+import { beginDemo } from "./begin-demo.js";
 import { compact, table } from "./format.js";
-import { makeOutputFolder } from "./output.js";
-import { stopSignal } from "./stop.js";
 
 const MODELS = ["dense", "moe"] as const;
 type Model = (typeof MODELS)[number];
@@ -55,17 +51,7 @@ function placeholdersOf(texts: readonly TextEvaluation[], { test }: TranslationD
 }
 
 export async function demoTranslation(options: Record<string, unknown>): Promise<void> {
-  const progress = new Progress({ enabled: options["progress"] !== false });
-  const quick = options["quick"] === true;
-  const steps = (options["maxSteps"] as number | undefined) ?? (quick ? QUICK_STEPS : FULL_STEPS);
-  const seed = options["seed"] as number;
-  const outputDir = String(options["outputDir"]);
-  makeOutputFolder(outputDir);
-  const backend = openBackend();
-  progress.note(`Backend: ${backend.description}`);
-  const stop = stopSignal(() => progress.announce("Stopping after this step. Once more to stop at once."));
-
-  const split = splitMessages(loadMessages(), { seed, validShare: 0.02, testShare: 0.05 });
+  const { backend, progress, steps, seed, outputDir, stop, split } = beginDemo(options, FULL_STEPS, QUICK_STEPS);
   const corpora = { train: messagePairs(split.train), test: messagePairs(split.test) };
   const datasets = makeTranslationDatasets(configOf("moe", outputDir, steps, seed), corpora);
   progress.note(`Text: ${datasets.train.pairs} pairs of messages in ${corpora.train.length} directions; of ${corpora.test[0]!.sources.length} messages for testing no translation is trained on.`);

@@ -9,17 +9,14 @@ import { computeCost } from "../models/cost.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { trainBpe } from "../text/bpe.js";
 import { tokenizeCorpus } from "../text/dataset.js";
-import { loadMessages, splitMessages, type Message } from "../text/messages.js";
+import type { Message } from "../text/messages.js";
 import { checkConfig, type TrainConfig } from "../train/config.js";
 import { generate } from "../train/generate.js";
-import { Progress } from "../train/progress.js";
 import { writeReport, type DemoReport, type ReportRun } from "../train/report.js";
 import { specialisation, type Specialisation } from "../train/specialisation.js";
 import { evaluateOn, trainOn } from "../train/trainer.js";
-import { openBackend } from "./backend.js";
+import { beginDemo } from "./begin-demo.js";
 import { compact, table } from "./format.js";
-import { makeOutputFolder } from "./output.js";
-import { stopSignal } from "./stop.js";
 
 const MODELS = ["MoE-1-Wide", "MoE-4", "MoE-32", "MoE-256"] as const;
 const VOCABULARY = 2048;
@@ -51,17 +48,8 @@ function demoConfig(model: string, maxSteps: number, seed: number): TrainConfig 
 }
 
 export async function demo(options: Record<string, unknown>): Promise<void> {
-  const progress = new Progress({ enabled: options["progress"] !== false });
   const quick = options["quick"] === true;
-  const steps = (options["maxSteps"] as number | undefined) ?? (quick ? QUICK_STEPS : FULL_STEPS);
-  const seed = options["seed"] as number;
-  const outputDir = String(options["outputDir"]);
-  makeOutputFolder(outputDir);
-  const backend = openBackend();
-  progress.note(`Backend: ${backend.description}`);
-  const stop = stopSignal(() => progress.announce("Stopping after this step. Once more to stop at once."));
-
-  const split = splitMessages(loadMessages(), { seed, validShare: 0.02, testShare: 0.05 });
+  const { backend, progress, steps, seed, outputDir, stop, split } = beginDemo(options, FULL_STEPS, QUICK_STEPS);
   const lines = (messages: readonly Message[]): string[] => messages.map(({ text }) => text);
   const languages = [...new Set(split.train.map(({ language }) => language))].sort();
   progress.note(`Text: ${split.train.length} messages in ${languages.length} languages; ${split.test.length} kept for testing, no translation of them is trained on.`);
