@@ -40,13 +40,13 @@ export { FeedForward, LanguageModel, type LanguageModelConfig, type LanguageMode
 export {
   TranslationModel,
   type DecoderState,
-  type LayerWatch,
   type RoutedLayer,
   type SourceBatch,
   type TranslationBatch,
   type TranslationModelConfig,
   type TranslationModelOutput,
 } from "./models/translation-model.js";
+export { type LayerWatch } from "./models/non-finite.js";
 export { beamSearch, type BeamOptions, type Hypothesis } from "./models/beam-search.js";
 export { computeCost, inferenceBytes, translationCost, type Cost } from "./models/cost.js";
 export { presetMiddle, PRESET_NAMES, type PresetOptions } from "./models/presets.js";

@@ -4,8 +4,8 @@
  */
 
 import type { Communicator } from "../comm/communicator.js";
-import { checkInteger, checkNumber, firstNonFinite } from "../core/checks.js";
-import { ConfigError, NonFiniteError, expectation } from "../core/errors.js";
+import { checkInteger, checkNumber } from "../core/checks.js";
+import { ConfigError, type NonFiniteError, expectation } from "../core/errors.js";
 import type { GateConfig } from "../moe/gates/index.js";
 import { HierarchicalMoE } from "../moe/hierarchical.js";
 import { MoE, type BalanceOptions, type ExpertOptions, type MoEOutput } from "../moe/layer.js";
@@ -15,9 +15,8 @@ import { add, relu, sigmoid } from "../tensor/ops/elementwise.js";
 import { linearCrossEntropy, sampledCrossEntropy, type Candidates } from "../tensor/ops/losses.js";
 import type { LstmState } from "../tensor/ops/lstm.js";
 import { reshape } from "../tensor/ops/shape.js";
-import { noGrad } from "../tensor/tape.js";
-import { scope } from "../tensor/scope.js";
 import type { Tensor } from "../tensor/tensor.js";
+import { explainNonFinite, type LayerWatch } from "./non-finite.js";
 
 /**
  * A mixture of experts between the LSTM layers: the options of `MoE`, or of `HierarchicalMoE` where `numExperts` has two levels. A capacity is that of
@@ -172,7 +171,7 @@ export class LanguageModel extends Module {
     context: RunContext,
     states?: readonly LstmState[],
     resets?: Tensor,
-    watch: (layer: string, ...outputs: readonly Tensor[]) => void = () => {},
+    watch: LayerWatch = () => {},
   ): { output: Tensor; states: LstmState[]; moe?: MoEOutput } {
     const drop = (x: Tensor, i: number): Tensor => this.#dropouts[i]!.forward(x, context);
     const next: LstmState[] = [];
@@ -229,21 +228,6 @@ export class LanguageModel extends Module {
    * @param where what was being done, at the head of the message; @param loss what came out
    */
   explainNonFinite(where: string, loss: number, { inputs, resets }: { inputs: Tensor; resets?: Tensor }, context: RunContext, states?: readonly LstmState[]): NonFiniteError {
-    const hint = "Lower the learning rate (--learning-rate) or clip the gradients harder (--max-grad-norm).";
-    for (const [name, p] of this.namedState()) {
-      const values = p.dataSync();
-      const at = firstNonFinite(values);
-      if (at >= 0) return new NonFiniteError(expectation(where, `finite values in parameter ${name}`, values[at], hint));
-    }
-    // Finite vectors before the softmax, and a loss that is not: it overflowed there.
-    let [layer, value] = ["softmax", loss];
-    const watch = (name: string, ...outputs: readonly Tensor[]): void => {
-      for (const values of layer === "softmax" ? outputs.map((output) => output.dataSync()) : []) {
-        const at = firstNonFinite(values);
-        if (at >= 0 && layer === "softmax") [layer, value] = [name, values[at]!];
-      }
-    };
-    noGrad(() => scope(() => void this.hidden(inputs, context, states, resets, watch)));
-    return new NonFiniteError(expectation(where, `a finite output of ${layer}`, value, hint));
+    return explainNonFinite(this, where, loss, (watch) => void this.hidden(inputs, context, states, resets, watch));
   }
 }

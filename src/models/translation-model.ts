@@ -3,8 +3,8 @@
  * decoder. With the MoE replaced it is the dense baseline of equal computation.
  */
 
-import { checkInteger, checkNumber, firstNonFinite } from "../core/checks.js";
-import { ConfigError, NonFiniteError, expectation } from "../core/errors.js";
+import { checkInteger, checkNumber } from "../core/checks.js";
+import { ConfigError, type NonFiniteError, expectation } from "../core/errors.js";
 import { MoE, type MoEOutput } from "../moe/layer.js";
 import { addLosses } from "../moe/losses.js";
 import { AttentiveLstm, type AttentionKind } from "../nn/attentive-lstm.js";
@@ -17,10 +17,10 @@ import { add, sigmoid } from "../tensor/ops/elementwise.js";
 import type { LstmState } from "../tensor/ops/lstm.js";
 import { moveBack, moveRows, type RowMove } from "../tensor/ops/rows.js";
 import { reshape } from "../tensor/ops/shape.js";
-import { scope } from "../tensor/scope.js";
 import { noGrad } from "../tensor/tape.js";
 import { empty, tensor, type Tensor } from "../tensor/tensor.js";
 import { FeedForward, makeMoE, type MiddleConfig } from "./language-model.js";
+import { explainNonFinite, type LayerWatch } from "./non-finite.js";
 
 /** Sizes and regularisation of a `TranslationModel`. */
 export interface TranslationModelConfig {
@@ -86,8 +86,6 @@ export interface TranslationModelOutput {
   decoder?: RoutedLayer;
 }
 
-/** Sees what each layer gives, by the layer's name, in the order of computation. */
-export type LayerWatch = (layer: string, ...outputs: readonly Tensor[]) => void;
 const DROPOUTS = [
   "encoder.embedding",
   "encoder.lstm.0",
@@ -223,20 +221,7 @@ export class TranslationModel extends Module {
    * @param where what was being done, at the head of the message
    */
   explainNonFinite(where: string, loss: number, batch: TranslationBatch, context: RunContext): NonFiniteError {
-    const hint = "Lower the learning rate (--learning-rate) or clip the gradients harder (--max-grad-norm).";
-    for (const [name, p] of this.namedState()) {
-      const values = p.dataSync();
-      const at = firstNonFinite(values);
-      if (at >= 0) return new NonFiniteError(expectation(where, `finite values in parameter ${name}`, values[at], hint));
-    }
-    let [layer, value] = ["softmax", loss];
-    const watch: LayerWatch = (name, ...outputs) => {
-      if (layer !== "softmax") return;
-      const bad = outputs.map((output) => output.dataSync()).find((values) => firstNonFinite(values) >= 0);
-      if (bad) [layer, value] = [name, bad[firstNonFinite(bad)]!];
-    };
-    noGrad(() => scope(() => void this.forward(batch, context, watch)));
-    return new NonFiniteError(expectation(where, `a finite output of ${layer}`, value, hint));
+    return explainNonFinite(this, where, loss, (watch) => void this.forward(batch, context, watch));
   }
 
   get #classes(): Tensor {
