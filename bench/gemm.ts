@@ -8,6 +8,7 @@ const SHAPES = [
   [1024, 1024, 1024],
   [16, 512, 1024],
   [2048, 512, 64],
+  [32, 1024, 512],
 ] as const;
 /** Shapes that the peer is compared on (m × k × n = 1024³ and 16 × 1024 × 512). */
 const COMPARED = 2;
