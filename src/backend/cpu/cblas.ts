@@ -3,6 +3,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { ConfigError } from "../../core/errors.js";
+import { multipliesInPlace } from "./unpacked.js";
 
 /** Row-major sgemm over absolute addresses. */
 export type Sgemm = (transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number,
@@ -17,6 +18,8 @@ export interface Cblas {
   description: string;
   path: string;
   sgemm: Sgemm;
+  /** Whether small products are computed without packing: see unpacked.ts. */
+  inPlace: boolean;
   /** Address of byte 0 of a shared memory; fixed for its life. */
   addressOf(memory: WebAssembly.Memory): number;
   /** Sets the library's own number of threads; false when it has no way to. */
@@ -145,6 +148,7 @@ export function openCblas(path: string): Cblas {
     sgemm: (transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc) => {
       raw(ROW_MAJOR, transA ? TRANS : NO_TRANS, transB ? TRANS : NO_TRANS, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     },
+    inPlace: multipliesInPlace(build),
     addressOf: (memory) => Number(koffi.address(new Uint8Array(memory.buffer))),
     setThreads,
     withThreads: (n, work) => {
