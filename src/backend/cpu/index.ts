@@ -9,10 +9,11 @@ import { BINARY_OPS, UNARY_OPS, type AdamSettings, type Backend, type BinaryOp, 
 import { findCblas, type CblasSearch } from "./cblas.js";
 import { Control, MAX_THREADS } from "./control.js";
 import { EPILOGUE, Executor } from "./executor.js";
+import { adviseHugePages } from "./huge-pages.js";
 import { CpuMemory, ptr } from "./memory.js";
 import { Pool, type WorkerSetup } from "./pool.js";
 import { ProductList } from "./products.js";
-import { instantiate, kernelNames, loadKernels, type SimdChoice } from "./wasm.js";
+import { MEMORY_LIMIT, instantiate, kernelNames, loadKernels, type SimdChoice } from "./wasm.js";
 
 /** What may be chosen instead of found; the environment variables named here count where an option is left out. */
 export interface CpuBackendOptions {
@@ -86,6 +87,9 @@ export class CpuBackend implements Backend {
       this.notes.push(`No CBLAS: ${reason}. Matrix products run in WebAssembly, at about a quarter of the rate.${hint === "" ? "" : ` ${hint}`}`);
       // Which SIMD there is matters to products alone, and only to those that WebAssembly does.
       this.notes.push(...notes);
+    } else {
+      // Shared memory never moves, so that advice given once holds for all that it grows to.
+      adviseHugePages(this.blas.found.addressOf(this.#memory.wasm), MEMORY_LIMIT);
     }
     const names = kernelNames(module);
     this.#ids = new Map(names.map((name, i) => [name, i]));
