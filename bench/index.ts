@@ -8,6 +8,7 @@ import { lmStep } from "./lm-step.js";
 import { memory } from "./memory.js";
 import { moeExperts } from "./moe-experts.js";
 import { moeLayer } from "./moe-layer.js";
+import { peersLm } from "./peers-lm.js";
 import { peersMoe } from "./peers-moe.js";
 import { peers } from "./peers.js";
 import { ptb } from "./ptb.js";
@@ -17,6 +18,7 @@ export const benchmarks: Record<string, Benchmark> = {
   "moe-experts": moeExperts,
   peers,
   "peers-moe": peersMoe,
+  "peers-lm": peersLm,
   gemm,
   "lm-step": lmStep,
   generate: generation,

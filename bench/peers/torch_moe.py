@@ -79,4 +79,5 @@ def main():
         print(seconds, flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
