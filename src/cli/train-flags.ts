@@ -62,6 +62,7 @@ export const TRAIN_FLAGS: readonly [heading: string, flags: readonly [flags: str
       ["--second-threshold <x>", "gshard: of the policies threshold and random"],
       ["--eval-second-threshold <x>", "gshard: the same in evaluation"],
       ["--bias-update-rate <x>", "sigmoid: by which the balancing biases move a step"],
+      ["--gate-learning-rate-scale <x>", "learning rate of the gate over that of all else (1)"],
       ["--gate-scale <x>", "sigmoid: what gate values are multiplied by"],
     ],
   ],

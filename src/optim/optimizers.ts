@@ -26,19 +26,28 @@ export interface Optimizer {
   dispose(): void;
 }
 
+/** What every optimiser takes. */
+export interface OptimizerOptions {
+  /** By what the learning rate of a parameter, by name, is multiplied. Default 1 for all. */
+  learningRateScale?: (name: string) => number;
+}
+
 abstract class Base implements Optimizer {
   steps = 0;
   protected readonly slots = new Map<string, Tensor>();
+  readonly #scales: ReadonlyMap<string, number>;
 
-  constructor(readonly parameters: ReadonlyMap<string, Tensor>) {
+  constructor(readonly parameters: ReadonlyMap<string, Tensor>, { learningRateScale = () => 1 }: OptimizerOptions) {
     if (!(parameters.size > 0)) throw new ConfigError("Optimizer: expected at least one parameter, got none. Pass module.namedParameters().");
+    this.#scales = new Map(Array.from(parameters.keys(), (name) => [name, learningRateScale(name)]));
+    for (const [name, scale] of this.#scales) checkNumber("Optimizer", `learningRateScale of ${name}`, scale, { min: 0 });
   }
 
   step(learningRate: number, gradScale = 1): void {
     checkNumber("Optimizer.step", "learningRate", learningRate, { min: 0 });
     checkNumber("Optimizer.step", "gradScale", gradScale);
     this.steps++;
-    for (const [name, p] of this.parameters) if (p.grad) this.update(name, p, p.grad, learningRate, gradScale);
+    for (const [name, p] of this.parameters) if (p.grad) this.update(name, p, p.grad, learningRate * this.#scales.get(name)!, gradScale);
   }
 
   /** One update of one parameter. */
@@ -84,7 +93,7 @@ abstract class Base implements Optimizer {
 }
 
 /** Hyperparameters of `Adam`, with its usual defaults. */
-export interface AdamOptions {
+export interface AdamOptions extends OptimizerOptions {
   /** 0.9. With 0 no first moment is stored (App. D). */
   beta1?: number;
   beta2?: number;
@@ -99,10 +108,10 @@ export interface AdamOptions {
 
 /** Adam (Kingma & Ba 2015), lazy for gradients by rows, factored on request. */
 export class Adam extends Base {
-  readonly options: Required<AdamOptions>;
+  readonly options: Required<Omit<AdamOptions, keyof OptimizerOptions>>;
 
-  constructor(parameters: ReadonlyMap<string, Tensor>, { beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weightDecay = 0, factored = () => false }: AdamOptions = {}) {
-    super(parameters);
+  constructor(parameters: ReadonlyMap<string, Tensor>, { beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weightDecay = 0, factored = () => false, ...common }: AdamOptions = {}) {
+    super(parameters, common);
     checkNumber("Adam", "beta1", beta1, { min: 0, max: 0.999999 });
     checkNumber("Adam", "beta2", beta2, { min: 0, max: 0.99999999 });
     checkNumber("Adam", "epsilon", epsilon, { min: 0 });
@@ -155,6 +164,10 @@ export class Adam extends Base {
 
 /** Stochastic gradient descent: p −= learningRate · g. */
 export class Sgd extends Base {
+  constructor(parameters: ReadonlyMap<string, Tensor>, options: OptimizerOptions = {}) {
+    super(parameters, options);
+  }
+
   protected layout(): [] {
     return [];
   }

@@ -57,6 +57,8 @@ export const moeFields = {
   bias_update_rate: weight,
   /** What sigmoid's gate values are multiplied by. Default 1; DeepSeek-V3 has 2.5. */
   gate_scale: weight,
+  /** Learning rate of the gate over that of everything else. Default 1. Less keeps a gate with many experts from deciding before they have learnt. */
+  gate_learning_rate_scale: weight,
   /** Hidden layers of an expert, each of expert_hidden_size. 1 as in the paper. */
   expert_layers: z.number().int().min(1).max(64).default(1),
   /** relu as in the paper. */

@@ -67,10 +67,13 @@ export function modelConfig(config: TrainConfig, vocabSize: number): LanguageMod
   };
 }
 
+/** The optimiser of a run of either task. */
 export function makeOptimizer(config: TrainConfig, parameters: ReadonlyMap<string, Tensor>): Optimizer {
-  if (config.optimizer === "sgd") return new Sgd(parameters);
+  const scale = config.gate_learning_rate_scale;
+  const learningRateScale = (name: string): number => (scale !== undefined && isGate(name) ? scale : 1);
+  if (config.optimizer === "sgd") return new Sgd(parameters, { learningRateScale });
   const factored = (name: string): boolean => config.factored_experts && isExpertMatrix(name);
-  return new Adam(parameters, { beta1: config.beta1, beta2: config.beta2, factored });
+  return new Adam(parameters, { beta1: config.beta1, beta2: config.beta2, factored, learningRateScale });
 }
 
 export function makeSchedule(config: TrainConfig): Schedule {
@@ -79,7 +82,12 @@ export function makeSchedule(config: TrainConfig): Schedule {
   return stepDecay(config.learning_rate, { holdSteps: config.decay_hold_steps, everySteps: config.decay_every_steps, factor: config.decay_factor });
 }
 
-/** Whether a parameter of the language model is the matrix of a layer of all experts: what a factored second moment is kept for. */
-export function isExpertMatrix(name: string): boolean {
-  return /^moe\.(experts|shared)\.\w*Weights?(\.\d+)?$/.test(name);
+/** Whether a parameter of either task's model is the matrix of a layer of all experts: what a factored second moment is kept for. */
+function isExpertMatrix(name: string): boolean {
+  return /^(moe|(en|de)coderMiddle)\.(experts|shared)\.\w*Weights?(\.\d+)?$/.test(name);
+}
+
+/** Whether it is of a gate, at either level. */
+function isGate(name: string): boolean {
+  return /^(moe|(en|de)coderMiddle)\.gate\./.test(name);
 }

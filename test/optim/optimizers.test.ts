@@ -29,7 +29,7 @@ class PlainAdam {
   t = 0;
   constructor(
     public p: number,
-    readonly o: Required<Omit<AdamOptions, "factored">>,
+    readonly o: Required<Omit<AdamOptions, "factored" | "learningRateScale">>,
   ) {}
   step(g: number, rate: number): void {
     const { beta1, beta2, epsilon, weightDecay } = this.o;
@@ -302,6 +302,21 @@ for (const { name, make } of BACKENDS) {
       expect(sgd.steps).toBe(2);
       expect(sgd.state().size).toBe(0);
     });
+
+    it("has rates of its own for parameters by name, as Adam has", () => {
+      const [p, q] = [leaf([1], [1]), leaf([1], [1])];
+      const learningRateScale = (name: string): number => (name === "slow" ? 0.25 : 1);
+      const parameters = new Map([["fast", p], ["slow", q]]); // prettier-ignore
+      for (const optimizer of [new Sgd(parameters, { learningRateScale }), new Adam(parameters, { learningRateScale })]) {
+        const before = [p, q].map((x) => x.item());
+        for (const x of [p, q]) setGradient(x, [1]);
+        optimizer.step(0.5);
+        // Adam's first step is the rate itself, whatever the gradient.
+        expect(before[0]! - p.item()).toBeCloseTo(0.5, 6);
+        expect(before[1]! - q.item()).toBeCloseTo(0.125, 6);
+        optimizer.dispose();
+      }
+    });
   });
 }
 
@@ -324,6 +339,11 @@ describe("optimisers refuse", () => {
       "a negative epsilon",
       () => new Adam(one(), { epsilon: -1 }),
       "Adam: expected epsilon to be a finite number of at least 0, got -1.",
+    ],
+    [
+      "a rate that is no number",
+      () => new Sgd(one(), { learningRateScale: () => NaN }),
+      "Optimizer: expected learningRateScale of w to be a finite number of at least 0, got NaN.",
     ],
     [
       "a vector to factor",

@@ -10,7 +10,9 @@ import type { FeedForwardExperts } from "#sparsegate/moe/feed-forward.js";
 import type { MoE } from "#sparsegate/moe/layer.js";
 import { defaultBackend } from "#sparsegate/tensor/default-backend.js";
 import { checkConfig, resolveConfig } from "#sparsegate/train/config.js";
-import { modelConfig } from "#sparsegate/train/setup.js";
+import { tensor } from "#sparsegate/tensor/index.js";
+import { keep } from "#sparsegate/tensor/scope.js";
+import { makeOptimizer, modelConfig } from "#sparsegate/train/setup.js";
 
 afterAll(() => defaultBackend().dispose());
 
@@ -31,6 +33,21 @@ const refusal = (options: Record<string, unknown>): string => {
   }
   return "";
 };
+
+test.each(["MoE-8", "MoE-8-h"])("gate_learning_rate_scale slows the gates of %s, and nothing else", (name) => {
+  // Two groups of four: with one expert a group there would be nothing to choose.
+  const branching = name.endsWith("-h") ? { branching: 2 } : {};
+  const shared = { train: "x", hidden_size: 8, model: name, optimizer: "sgd", gate_learning_rate_scale: 0, ...branching };
+  const config = checkConfig(shared, "the test");
+  const model = new LanguageModel(modelConfig(config, 5));
+  const optimizer = makeOptimizer(config, model.namedParameters());
+  const before = new Map([...model.namedParameters()].map(([key, p]) => [key, p.dataSync().slice()]));
+  for (const p of model.parameters()) p.grad = { value: keep(tensor(new Float32Array(p.size).fill(1), p.shape)) };
+  optimizer.step(0.5);
+  const still = [...model.namedParameters()].filter(([key, p]) => p.dataSync().every((value, i) => value === before.get(key)![i]));
+  expect(still.map(([key]) => key)).toEqual([...before.keys()].filter((key) => key.startsWith("moe.gate.")));
+  expect(still.length).toBe(name.endsWith("-h") ? 4 : 2);
+});
 
 describe("each option", () => {
   /** Options of a gate, and the properties it has from them. */

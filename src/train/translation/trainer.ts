@@ -3,7 +3,7 @@
 import { join } from "node:path";
 import { ConfigError, FileError, NonFiniteError, expectation } from "../../core/errors.js";
 import { TranslationModel } from "../../models/translation-model.js";
-import { Adam, Sgd, type Optimizer } from "../../optim/optimizers.js";
+import type { Optimizer } from "../../optim/optimizers.js";
 import { defaultBackend } from "../../tensor/default-backend.js";
 import { PairBatchStream } from "../../text/pair-batches.js";
 import type { PairDataset } from "../../text/pair-dataset.js";
@@ -13,7 +13,7 @@ import { MetricsWriter } from "../metrics.js";
 import { Progress } from "../progress.js";
 import { fillTensors, stored } from "../restore.js";
 import { crc32 } from "../safetensors.js";
-import { makeSchedule } from "../setup.js";
+import { makeOptimizer, makeSchedule } from "../setup.js";
 import { TensorBoardWriter } from "../tensorboard.js";
 import { checkpointsInTheWay } from "../trainer.js";
 import { translationModelConfig, type TranslationConfig } from "./config.js";
@@ -70,7 +70,7 @@ export async function trainTranslation(
 ): Promise<TranslationTrainResult> {
   const inTheWay = options.ephemeral ? [] : checkpointsInTheWay(config, { overwrite: options.overwrite === true }, checkpoint);
   const model = new TranslationModel(translationModelConfig(config, datasets.tokenizer.vocabSize));
-  const run = new Run(config, model, makeOptimizer(config, model), datasets, options);
+  const run = new Run(config, model, makeOptimizer(config, model.namedParameters()), datasets, options);
   if (checkpoint) run.restore(checkpoint);
   if (!options.ephemeral) {
     // Only now, when nothing can be wrong with the request any more, is anything touched.
@@ -78,13 +78,6 @@ export async function trainTranslation(
     writeFileAtomic(join(config.output_dir, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
   }
   return run.go();
-}
-
-function makeOptimizer(config: TranslationConfig, model: TranslationModel): Optimizer {
-  const parameters = model.namedParameters();
-  if (config.optimizer === "sgd") return new Sgd(parameters);
-  const factored = (name: string): boolean => config.factored_experts && /^(en|de)coderMiddle\.(experts|shared)\.\w*Weights?(\.\d+)?$/.test(name);
-  return new Adam(parameters, { beta1: config.beta1, beta2: config.beta2, factored });
 }
 
 /** How a run's texts are evaluated. */
