@@ -4,6 +4,8 @@ import { comm } from "./comm.js";
 import { gemm } from "./gemm.js";
 import { generation } from "./generate.js";
 import type { Benchmark } from "./harness.js";
+import { largeLayer } from "./large-layer.js";
+import { lmRanks } from "./lm-ranks.js";
 import { lmStep } from "./lm-step.js";
 import { memory } from "./memory.js";
 import { moeExperts } from "./moe-experts.js";
@@ -21,6 +23,8 @@ export const benchmarks: Record<string, Benchmark> = {
   "peers-lm": peersLm,
   gemm,
   "lm-step": lmStep,
+  "lm-ranks": lmRanks,
+  "large-layer": largeLayer,
   generate: generation,
   memory,
   ptb,

@@ -1,5 +1,6 @@
 /** A training step of the paper's MoE-256 language model: tokens per second, and the share of the time that is inside matrix products. */
 
+import type { Communicator } from "#sparsegate/comm/index.js";
 import type { CpuBackendOptions } from "#sparsegate/backend/cpu/index.js";
 import { LanguageModel } from "#sparsegate/models/language-model.js";
 import { presetMiddle } from "#sparsegate/models/presets.js";
@@ -34,20 +35,23 @@ export function batches(vocabSize: number, timeSteps: number, batchSize: number)
 }
 
 /** The model of the question, at a width that leaves room for the optimiser's state in one memory. */
-export function makeTraining(model: string, hiddenSize: number, vocabSize: number): TrainingState {
+export function makeTraining(model: string, hiddenSize: number, vocabSize: number, comm?: Communicator): TrainingState {
   const middle = presetMiddle(model, { hiddenSize });
-  const lm = new LanguageModel({
-    vocabSize,
-    hiddenSize,
-    lstmSize: hiddenSize,
-    middle,
-    dropout: 0.1,
-    sigmoid: true,
-    residual: true,
-    seed: 0,
-  });
+  const lm = new LanguageModel(
+    {
+      vocabSize,
+      hiddenSize,
+      lstmSize: hiddenSize,
+      middle,
+      dropout: 0.1,
+      sigmoid: true,
+      residual: true,
+      seed: 0,
+    },
+    comm,
+  );
   const optimizer = new Adam(lm.namedParameters(), { factored: (name) => /^moe\.experts\..*Weight$/.test(name) });
-  return { model: lm, optimizer, states: undefined };
+  return { model: lm, optimizer, states: undefined, comm };
 }
 
 export const lmStep: Benchmark = {

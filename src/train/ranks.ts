@@ -70,6 +70,8 @@ export function onOtherRank(model: LanguageModel, comm: Communicator | undefined
 
 /** Adds up the gradients of all parameters that every rank has; those of parts (`Tensor.shard`) are whole where they are. */
 export function addGradients(comm: Communicator, parameters: readonly Tensor[]): void {
+  // Alone, the sum is what is there; a copy of it would take as much memory again as the experts' gradients.
+  if (comm.size === 1) return;
   const shared = parameters.filter((p) => p.grad && !p.shard);
   const buckets: { bucket: CommArray; sum: Pending; members: Tensor[] }[] = [];
   let members: Tensor[] = [];

@@ -4,8 +4,10 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
-import { runRanks } from "#sparsegate/comm/index.js";
+import { communicator, runRanks } from "#sparsegate/comm/index.js";
+import { keep, tensor } from "#sparsegate/tensor/index.js";
 import { loadCheckpoint, type TensorFiles } from "#sparsegate/train/checkpoint.js";
+import { addGradients } from "#sparsegate/train/ranks.js";
 import { sentences } from "../../cli/helpers.js";
 import { mpi, mpiruns, type Mpirun } from "../../comm/helpers.js";
 import run, { type Trained } from "./programs/train.mjs";
@@ -170,4 +172,13 @@ describe.each(Object.entries({
     }
     expectSameTensors(tensors(saved(`${kind} on 2`, 12).model), tensors(saved(kind, 12).model));
   });
+});
+
+test("alone, gradients are the sums already: nothing is copied", async () => {
+  const comm = await communicator();
+  const p = keep(tensor([1, 2, 3, 4, 5, 6], [3, 2]));
+  const grad = { value: keep(tensor([1, 1], [1, 2])), rows: keep(tensor([2], [1], "int32")) };
+  p.grad = grad;
+  addGradients(comm, [p]);
+  expect(p.grad).toBe(grad);
 });

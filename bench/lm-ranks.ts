@@ -1,0 +1,110 @@
+/** The language model of `lm-step` on MPI ranks of one machine: throughput beside one rank with all cores, bytes sent beside the plan, memory of a rank. */
+
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { availableParallelism, tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { checkConfig } from "#sparsegate/train/config.js";
+import { planRanks } from "#sparsegate/train/plan-ranks.js";
+import { round, timingOf, type BenchResult, type Benchmark } from "./harness.js";
+import type { Options, RankSaw } from "./lm-ranks-rank.js";
+
+const rank = fileURLToPath(new URL("./lm-ranks-rank.js", import.meta.url));
+/** Two ranks with a core each, over one rank with two. */
+const BOUND = 0.85;
+
+export const lmRanks: Benchmark = {
+  question:
+    "how many tokens a second does the model of lm-step train on over MPI ranks that share a machine, what do they send, and what does each hold?",
+  options: {
+    ranks: "1,2,4",
+    model: "MoE-256",
+    hiddenSize: 512,
+    timeSteps: 32,
+    batchSize: 128,
+    vocabSize: 32000,
+    sampled: 8192,
+    steps: 5,
+  },
+  run({ ranks, ...options }): BenchResult {
+    const rows: BenchResult["rows"] = [];
+    const notes: string[] = [];
+    const speed = new Map<number, number>();
+    const work = Object.fromEntries(
+      Object.entries(options).map(([name, value]) => [name, name === "model" ? value : Number(value)]),
+    ) as unknown as Options;
+    const config = checkConfig(
+      {
+        train: "-",
+        model: work.model,
+        hidden_size: work.hiddenSize,
+        batch_size: work.batchSize,
+        time_steps: work.timeSteps,
+        sampled_softmax: work.sampled,
+        factored_experts: true,
+      },
+      "the benchmark",
+    );
+    let alone: number[] | undefined;
+    for (const size of String(ranks).split(",").map(Number)) {
+      const saw = start(size, work);
+      if (typeof saw === "string") {
+        notes.push(saw);
+        continue;
+      }
+      const tokens = (work.timeSteps * work.batchSize) / timingOf(saw[0]!.seconds).median;
+      speed.set(size, tokens);
+      alone ??= saw[0]!.losses;
+      if (saw[0]!.losses.some((loss, i) => !(Math.abs(loss - alone![i]!) < 1e-4 * loss)))
+        throw new Error(`expected the losses of one rank on ${size}, got ${saw[0]!.losses.join()} for ${alone.join()}`);
+      const sent = saw.reduce((sum, { bytesSent }) => sum + bytesSent, 0) / size;
+      rows.push({
+        ranks: size,
+        "tokens/s": Math.round(tokens),
+        "MB sent a step and rank": round(sent / 1e6, 4),
+        "MB by plan": round(planRanks(config, work.vocabSize, size).sent.all / 1e6, 4),
+        "parameters of a rank M": round(Math.max(...saw.map(({ parameters }) => parameters)) / 1e6, 4),
+        "tensors GiB": round(Math.max(...saw.map(({ peakBytes }) => peakBytes)) / 2 ** 30),
+        "resident GiB": round(Math.max(...saw.map(({ residentBytes }) => residentBytes)) / 2 ** 30),
+      });
+    }
+    const cores = availableParallelism();
+    const [one, two] = [speed.get(1), speed.get(2)];
+    notes.push(
+      `each rank has ${cores} / ranks of the cores; the plan reckons a word of its own for every row, and sends less where words repeat`,
+    );
+    return {
+      rows,
+      targets: one && two ? [{ name: "tokens/s of two ranks over one", value: two / one, bound: BOUND }] : [],
+      notes,
+    };
+  },
+};
+
+/** What each rank saw, or why there is none. */
+function start(size: number, options: Options): RankSaw[] | string {
+  const folder = mkdtempSync(join(tmpdir(), "sparsegate-lm-ranks-"));
+  try {
+    const env = {
+      ...process.env,
+      OMPI_ALLOW_RUN_AS_ROOT: "1",
+      OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1",
+      OMPI_MCA_rmaps_base_oversubscribe: "1",
+    };
+    const [command, ...args] = [
+      ...(size === 1 ? [] : ["mpirun", "--bind-to", "none", "-n", String(size)]),
+      process.execPath,
+      rank,
+      JSON.stringify(options),
+      folder,
+    ];
+    const { error, status, stderr } = spawnSync(command!, args, { env, encoding: "utf8" });
+    if ((error as NodeJS.ErrnoException | undefined)?.code === "ENOENT")
+      return "mpirun is not installed: ranks beyond one were left out";
+    if (status !== 0) throw new Error(`${size} ranks: exit code ${status}\n${stderr}`);
+    return Array.from({ length: size }, (_, i) => JSON.parse(readFileSync(join(folder, `${i}.json`), "utf8")) as RankSaw);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
