@@ -11,6 +11,7 @@ export interface Options {
   hiddenSize: number;
   expertHiddenSize: number;
   rows: number;
+  learningRate: number;
   steps: number;
 }
 
@@ -23,11 +24,15 @@ export interface RankSaw {
 }
 
 /** Learns to do to rows what one random matrix does: few steps are enough to see whether it learns. */
-export default function main(comm: Communicator, { numExperts, hiddenSize, expertHiddenSize, rows, steps }: Options): RankSaw {
+export default function main(
+  comm: Communicator,
+  { numExperts, hiddenSize, expertHiddenSize, rows, learningRate, steps }: Options,
+): RankSaw {
   const backend = useCpu();
   const moe = new MoE({ hiddenSize, numExperts, expertHiddenSize, topK: 4, comm });
   const parameters = moe.namedParameters();
   const optimizer = new Adam(parameters, { factored: (name) => name.includes("experts.") });
+  optimizer.prepare();
   const map = keep(affine(randomNormal([hiddenSize, hiddenSize], { seed: 1 }), 1 / Math.sqrt(hiddenSize)));
   const own = rows / comm.size;
   const saw: RankSaw = { losses: [], seconds: [], parameters: moe.numParameters(), peakBytes: 0 };
@@ -46,7 +51,7 @@ export default function main(comm: Communicator, { numExperts, hiddenSize, exper
         comm.allReduce(sum);
         p.backend.write(p.grad.value.buffer, sum);
       }
-      optimizer.step(3e-3);
+      optimizer.step(learningRate);
       optimizer.zeroGrad();
       const all = Float64Array.of(loss.item() / comm.size);
       comm.allReduce(all);

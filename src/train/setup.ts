@@ -67,13 +67,14 @@ export function modelConfig(config: TrainConfig, vocabSize: number): LanguageMod
   };
 }
 
-/** The optimiser of a run of either task. */
+/** The optimiser of a run of either task. Its state is made at once: behind a step's gradients it would cut the free memory after them in two for good. */
 export function makeOptimizer(config: TrainConfig, parameters: ReadonlyMap<string, Tensor>): Optimizer {
   const scale = config.gate_learning_rate_scale;
   const learningRateScale = (name: string): number => (scale !== undefined && isGate(name) ? scale : 1);
-  if (config.optimizer === "sgd") return new Sgd(parameters, { learningRateScale });
   const factored = (name: string): boolean => config.factored_experts && isExpertMatrix(name);
-  return new Adam(parameters, { beta1: config.beta1, beta2: config.beta2, factored, learningRateScale });
+  const optimizer = config.optimizer === "sgd" ? new Sgd(parameters, { learningRateScale }) : new Adam(parameters, { beta1: config.beta1, beta2: config.beta2, factored, learningRateScale });
+  optimizer.prepare();
+  return optimizer;
 }
 
 export function makeSchedule(config: TrainConfig): Schedule {
