@@ -3,6 +3,7 @@
 import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { ConfigError } from "../../core/errors.js";
+import { denormalSwitch } from "./denormals.js";
 import { multipliesInPlace } from "./unpacked.js";
 
 /** Row-major sgemm over absolute addresses. */
@@ -20,6 +21,8 @@ export interface Cblas {
   sgemm: Sgemm;
   /** Whether small products are computed without packing: see unpacked.ts. */
   inPlace: boolean;
+  /** Has the calling thread take denormal numbers for zero, or no longer: see denormals.ts. */
+  flushDenormals: ((flush: boolean) => void) | undefined;
   /** Address of byte 0 of a shared memory; fixed for its life. */
   addressOf(memory: WebAssembly.Memory): number;
   /** Sets the library's own number of threads; false when it has no way to. */
@@ -149,6 +152,7 @@ export function openCblas(path: string): Cblas {
       raw(ROW_MAJOR, transA ? TRANS : NO_TRANS, transB ? TRANS : NO_TRANS, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     },
     inPlace: multipliesInPlace(build),
+    flushDenormals: denormalSwitch(),
     addressOf: (memory) => Number(koffi.address(new Uint8Array(memory.buffer))),
     setThreads,
     withThreads: (n, work) => {

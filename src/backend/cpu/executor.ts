@@ -34,6 +34,16 @@ export class Executor {
 
   /** Products begin..end of the list: each transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, epilogue, its mask (in the place of c, rows as far apart). */
   products(begin: number, end: number): void {
+    const flush = this.#blas?.flushDenormals;
+    flush?.(true);
+    try {
+      this.#products(begin, end);
+    } finally {
+      flush?.(false);
+    }
+  }
+
+  #products(begin: number, end: number): void {
     const items = this.#items;
     for (let i = begin; i < end; i++) {
       const at = i * ITEM_SIZE;
