@@ -11,7 +11,8 @@ export function makeOutputFolder(path: string): void {
   } catch (error) {
     throw fileError("--output-dir", path, "write", error);
   }
-  const trial = join(path, `.writable-${process.pid}`);
+  // Named as what a killed process leaves half-written, so that the next save clears it too.
+  const trial = join(path, `.writable.tmp-${process.pid}-0`);
   writeFileAtomic(trial, "");
   rmSync(trial, { force: true });
 }

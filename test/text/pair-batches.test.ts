@@ -374,7 +374,10 @@ describe("tokenizePairs", () => {
 /** Where the translation task's data lies, beside the project; it is no part of it. */
 const multi30k = fileURLToPath(new URL("../../../shared/data/multi30k/", import.meta.url));
 
-describe.skipIf(!existsSync(multi30k))(
+// The body of a describe that is skipped runs all the same.
+const withCaptions = existsSync(multi30k) ? describe : (name: string): void => it.skip(name, () => {});
+
+withCaptions(
   "Multi30k, 29,000 captions in English and German (skipped where the data is absent)",
   () => {
     const corpus = readParallelFiles({
