@@ -21,7 +21,7 @@ function plain(a: Float64Array, b: Float64Array, c: Float64Array, calls: number[
 
 const integers = (length: number, step: number): Float64Array => Float64Array.from({ length }, (_, i) => ((i * step) % 15) - 7);
 
-function both(transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number, beta: number): { calls: number[][]; got: Float64Array; want: Float64Array } {
+function both(transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number, beta: number, inPlace = true): { calls: number[][]; got: Float64Array; want: Float64Array } {
   const gap = 3;
   const [lda, ldb, ldc] = [(transA ? m : k) + gap, (transB ? k : n) + gap, n + gap];
   const a = integers(lda * (transA ? k : m), 7);
@@ -29,7 +29,7 @@ function both(transA: boolean, transB: boolean, m: number, n: number, k: number,
   const got = integers(ldc * m, 13);
   const want = got.slice();
   const calls: number[][] = [];
-  unpacked(plain(a, b, got, calls), transA, transB, m, n, k, alpha, 0, lda, 0, ldb, beta, 0, ldc);
+  unpacked({ sgemm: plain(a, b, got, calls), inPlace }, transA, transB, m, n, k, alpha, 0, lda, 0, ldb, beta, 0, ldc);
   plain(a, b, want, [])(transA, transB, m, n, k, alpha, 0, lda, 0, ldb, beta, 0, ldc);
   return { calls, got, want };
 }
@@ -57,11 +57,13 @@ describe("unpacked", () => {
   it("leaves whole what is small already, what has many rows, and what has both factors transposed", () => {
     const sizes: [boolean, boolean, number, number, number][] = [[false, false, 100, 100, 100], [false, false, 161, 100, 100], [false, true, 161, 100, 100], [true, false, 100, 100, 161], [true, true, 30, 500, 100]];
     for (const size of sizes) expect(both(...size, 1, 0).calls).toHaveLength(1);
+    // And everything where the library packs all the same.
+    expect(both(false, false, 32, 1024, 512, 1, 0, false).calls).toHaveLength(1);
   });
 
   it("clears what was there where beta is 0, also NaN", () => {
     const c = new Float64Array(2 * 1001).fill(NaN);
-    unpacked(plain(integers(2 * 700, 7), integers(700 * 1001, 11), c, []), false, false, 2, 1001, 700, 1, 0, 700, 0, 1001, 0, 0, 1001);
+    unpacked({ sgemm: plain(integers(2 * 700, 7), integers(700 * 1001, 11), c, []), inPlace: true }, false, false, 2, 1001, 700, 1, 0, 700, 0, 1001, 0, 0, 1001);
     expect(c.every(Number.isFinite)).toBe(true);
   });
 });

@@ -1,9 +1,9 @@
 /** The machine's own CBLAS through koffi: found, tried on a small product, and kept to one thread (the pool decides what runs where). */
 
 import { existsSync, readFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import { ConfigError } from "../../core/errors.js";
 import { denormalSwitch } from "./denormals.js";
+import { loadKoffi, type NativeFunction } from "./koffi.js";
 import { multipliesInPlace } from "./unpacked.js";
 
 /** Row-major sgemm over absolute addresses. */
@@ -47,15 +47,6 @@ const CANDIDATES: Record<string, readonly string[]> = {
 
 const ROW_MAJOR = 101;
 const [NO_TRANS, TRANS] = [111, 112];
-
-interface Koffi {
-  load(path: string): { func(signature: string): (...args: number[]) => unknown };
-  address(view: ArrayBufferView): bigint;
-}
-
-function loadKoffi(): Koffi {
-  return createRequire(import.meta.url)("koffi") as Koffi;
-}
 
 /**
  * @param choice "auto" searches, "none" refuses, anything else is the path of the library
@@ -120,7 +111,7 @@ export function openCblas(path: string): Cblas {
   const library = koffi.load(path);
   // Addresses are declared as integers so that plain numbers (below 2^53) pass.
   const raw = library.func("void cblas_sgemm(int, int, int, int, int, int, float, uintptr_t, int, uintptr_t, int, float, uintptr_t, int)");
-  const optional = (signature: string): ((...args: number[]) => unknown) | undefined => {
+  const optional = (signature: string): NativeFunction | undefined => {
     try {
       return library.func(signature);
     } catch {

@@ -5,7 +5,7 @@
  * OpenBLAS multiplies small matrices where they lie, up to 10⁶ multiply-adds; the pieces below are as large as it takes (docs/decisions/011).
  */
 
-import type { Sgemm } from "./cblas.js";
+import type { Cblas } from "./cblas.js";
 
 /** Multiply-adds up to which the library does not pack. */
 const SMALL = 1e6;
@@ -23,10 +23,10 @@ export function multipliesInPlace(build: string): boolean {
   return /^OpenBLAS .*\b(SkylakeX|Cooperlake|SapphireRapids)\b/i.test(build);
 }
 
-/** `sgemm` in pieces that the library does not pack, where that is faster; sizes alone decide, so that equal products round equally. */
-export function unpacked(sgemm: Sgemm, transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number,
+/** `sgemm`, in pieces where the library does not pack them and that is faster; sizes alone decide, so that equal products round equally. */
+export function unpacked({ sgemm, inPlace }: Pick<Cblas, "sgemm" | "inPlace">, transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number,
   a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
-  if (m * n * k <= SMALL || (transA ? transB || k > FEW : m > FEW)) {
+  if (!inPlace || m * n * k <= SMALL || (transA ? transB || k > FEW : m > FEW)) {
     sgemm(transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     return;
   }
