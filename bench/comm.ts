@@ -1,12 +1,11 @@
 /** What it costs to send rows between ranks: in threads, under each mpirun, and by MPI's own blocking calls, which know no deadline. */
 
-import { spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { runRanks } from "#sparsegate/comm/index.js";
-import { round, type BenchResult, type Benchmark } from "./harness.js";
+import { ran, round, type BenchResult, type Benchmark } from "./harness.js";
 import type { Measured } from "./comm-rank.js";
 
 const SHORT = 16;
@@ -72,19 +71,7 @@ function underMpirun(command: string, size: number, data: object): Measured[] {
   const folder = mkdtempSync(join(tmpdir(), "sparsegate-comm-"));
   const out = join(folder, "out.json");
   try {
-    const env = {
-      ...process.env,
-      OMPI_ALLOW_RUN_AS_ROOT: "1",
-      OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1",
-      OMPI_MCA_rmaps_base_oversubscribe: "1",
-    };
-    const { error, status, stderr } = spawnSync(
-      command,
-      ["-n", String(size), process.execPath, fileURLToPath(rank), JSON.stringify(data), out],
-      { env, encoding: "utf8", timeout: 300_000 },
-    );
-    if ((error as NodeJS.ErrnoException | undefined)?.code === "ENOENT") return [];
-    if (status !== 0) throw new Error(`${command}: exit code ${status}\n${stderr}`);
+    if (!ran(command, ["-n", String(size), process.execPath, fileURLToPath(rank), JSON.stringify(data), out])) return [];
     return JSON.parse(readFileSync(out, "utf8")) as Measured[];
   } finally {
     rmSync(folder, { recursive: true, force: true });

@@ -1,5 +1,6 @@
 /** What benchmarks share: interleaved timing, medians with their spread, ratios round by round, and a backend whose kernels are timed. */
 
+import { spawnSync } from "node:child_process";
 import { cpus, loadavg } from "node:os";
 import { setTimeout } from "node:timers/promises";
 import type { Backend } from "#sparsegate/backend/backend.js";
@@ -46,11 +47,11 @@ export interface Line {
 /** An option that cannot be meant: said without a stack trace. */
 export class UsageError extends Error {}
 
-/** Numbers of experts, as "16,64". @throws UsageError */
-export function expertCounts(experts: number | string, least: number): number[] {
-  const counts = String(experts).split(",").map(Number);
+/** Whole numbers of an option, as "16,64". @throws UsageError */
+export function wholeNumbers(option: string, value: number | string, least: number): number[] {
+  const counts = String(value).split(",").map(Number);
   if (!counts.every((count) => Number.isInteger(count) && count >= least))
-    throw new UsageError(`expected --experts to be whole numbers of at least ${least} with commas between, got ${experts}.`);
+    throw new UsageError(`expected --${option} to be whole numbers of at least ${least} with commas between, got ${value}.`);
   return counts;
 }
 
@@ -96,6 +97,21 @@ export async function interleave<Name extends string>(
     }
   }
   return Object.fromEntries(names.map((name) => [name, timingOf(seconds.get(name)!)])) as Record<Name, Timing>;
+}
+
+/** What mpirun of Open MPI wants told to run as root, and more ranks than there are cores. */
+const MPI_ENV = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1", OMPI_MCA_rmaps_base_oversubscribe: "1" };
+
+/** Runs a program, mpirun above all, to its end. @returns false where there is no such program @throws Error with what it said when it fails */
+export function ran(command: string, args: readonly string[]): boolean {
+  const { error, status, stderr } = spawnSync(command, args, {
+    env: { ...process.env, ...MPI_ENV },
+    encoding: "utf8",
+    timeout: 600_000,
+  });
+  if ((error as NodeJS.ErrnoException | undefined)?.code === "ENOENT") return false;
+  if (status !== 0) throw new Error(`${command}: exit code ${status}\n${stderr}`);
+  return true;
 }
 
 /** Keeps results alive, so that no engine may leave out the work. */

@@ -3,7 +3,20 @@
 import type { Communicator } from "#sparsegate/comm/index.js";
 import { MoE } from "#sparsegate/moe/layer.js";
 import { Adam } from "#sparsegate/optim/optimizers.js";
-import { add, affine, backward, keep, matmul, mean, randomNormal, scope, square, sub } from "#sparsegate/tensor/index.js";
+import {
+  add,
+  affine,
+  backward,
+  keep,
+  matmul,
+  mean,
+  randomNormal,
+  scope,
+  square,
+  sub,
+  type Tensor,
+} from "#sparsegate/tensor/index.js";
+import { addGradients, sumOverRanks } from "#sparsegate/train/ranks.js";
 import { useCpu } from "./harness.js";
 
 export interface Options {
@@ -19,7 +32,9 @@ export interface RankSaw {
   /** Of the whole batch, by step. */
   losses: number[];
   seconds: number[];
-  parameters: number;
+  /** Of this rank alone, and of every rank. */
+  own: number;
+  shared: number;
   peakBytes: number;
 }
 
@@ -30,32 +45,33 @@ export default function main(
 ): RankSaw {
   const backend = useCpu();
   const moe = new MoE({ hiddenSize, numExperts, expertHiddenSize, topK: 4, comm });
-  const parameters = moe.namedParameters();
-  const optimizer = new Adam(parameters, { factored: (name) => name.includes("experts.") });
+  const optimizer = new Adam(moe.namedParameters(), { factored: (name) => name.includes("experts.") });
+  // Before the first step, so that it does not lie behind the gradients: see makeOptimizer.
   optimizer.prepare();
+  const sizeOf = (counts: (p: Tensor) => boolean): number =>
+    moe.parameters().reduce((sum, p) => sum + (counts(p) ? p.size : 0), 0);
   const map = keep(affine(randomNormal([hiddenSize, hiddenSize], { seed: 1 }), 1 / Math.sqrt(hiddenSize)));
   const own = rows / comm.size;
-  const saw: RankSaw = { losses: [], seconds: [], parameters: moe.numParameters(), peakBytes: 0 };
+  const saw: RankSaw = {
+    losses: [],
+    seconds: [],
+    own: sizeOf((p) => p.shard !== undefined),
+    shared: sizeOf((p) => p.shard === undefined),
+    peakBytes: 0,
+  };
   for (let step = 0; step < steps; step++) {
     comm.barrier();
     const begun = performance.now();
     scope(() => {
-      // Every rank its own rows of the batch, the same whatever the number of ranks.
+      // Every rank has rows of its own.
       const x = randomNormal([own, hiddenSize], { seed: 100 + step * comm.size + comm.rank });
       const { output, auxLoss } = moe.forward(x, { training: true, seed: 0, step, firstRow: step * rows + comm.rank * own });
       const loss = mean(square(sub(output, matmul(x, map))));
       backward(add(affine(loss, 1 / comm.size), auxLoss));
-      for (const p of moe.parameters()) {
-        if (p.shard || !p.grad) continue;
-        const sum = Float32Array.from(p.grad.value.dataSync());
-        comm.allReduce(sum);
-        p.backend.write(p.grad.value.buffer, sum);
-      }
+      addGradients(comm, moe.parameters());
       optimizer.step(learningRate);
       optimizer.zeroGrad();
-      const all = Float64Array.of(loss.item() / comm.size);
-      comm.allReduce(all);
-      saw.losses.push(all[0]!);
+      saw.losses.push(sumOverRanks(comm, loss.item() / comm.size));
     });
     saw.seconds.push((performance.now() - begun) / 1000);
   }

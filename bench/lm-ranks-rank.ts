@@ -2,21 +2,12 @@
 
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { communicator } from "#sparsegate/comm/index.js";
 import { trainStep } from "#sparsegate/train/step.js";
 import { useCpu } from "./harness.js";
-import { batches, makeTraining } from "./lm-step.js";
+import { type SIZES, batches, makeTraining } from "./lm-step.js";
 
-export interface Options {
-  model: string;
-  hiddenSize: number;
-  timeSteps: number;
-  batchSize: number;
-  vocabSize: number;
-  sampled: number;
-  steps: number;
-}
+export type Options = typeof SIZES & { steps: number };
 
 export interface RankSaw {
   /** Of each step after the first two. */
@@ -63,4 +54,4 @@ async function main(options: Options, folder: string): Promise<void> {
   backend.dispose();
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await main(JSON.parse(process.argv[2]!) as Options, process.argv[3]!);
+await main(JSON.parse(process.argv[2]!) as Options, process.argv[3]!);

@@ -1,13 +1,13 @@
 /** The language model of `lm-step` on MPI ranks of one machine: throughput beside one rank with all cores, bytes sent beside the plan, memory of a rank. */
 
-import { spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { checkConfig } from "#sparsegate/train/config.js";
 import { planRanks } from "#sparsegate/train/plan-ranks.js";
-import { round, timingOf, type BenchResult, type Benchmark } from "./harness.js";
+import { ran, round, timingOf, wholeNumbers, type BenchResult, type Benchmark } from "./harness.js";
+import { SIZES } from "./lm-step.js";
 import type { Options, RankSaw } from "./lm-ranks-rank.js";
 
 const rank = fileURLToPath(new URL("./lm-ranks-rank.js", import.meta.url));
@@ -17,16 +17,7 @@ const BOUND = 0.85;
 export const lmRanks: Benchmark = {
   question:
     "how many tokens a second does the model of lm-step train on over MPI ranks that share a machine, what do they send, and what does each hold?",
-  options: {
-    ranks: "1,2,4",
-    model: "MoE-256",
-    hiddenSize: 512,
-    timeSteps: 32,
-    batchSize: 128,
-    vocabSize: 32000,
-    sampled: 8192,
-    steps: 5,
-  },
+  options: { ranks: "1,2,4", ...SIZES, steps: 5 },
   run({ ranks, ...options }): BenchResult {
     const rows: BenchResult["rows"] = [];
     const notes: string[] = [];
@@ -47,7 +38,7 @@ export const lmRanks: Benchmark = {
       "the benchmark",
     );
     let alone: number[] | undefined;
-    for (const size of String(ranks).split(",").map(Number)) {
+    for (const size of wholeNumbers("ranks", ranks, 1)) {
       const saw = start(size, work);
       if (typeof saw === "string") {
         notes.push(saw);
@@ -86,23 +77,10 @@ export const lmRanks: Benchmark = {
 function start(size: number, options: Options): RankSaw[] | string {
   const folder = mkdtempSync(join(tmpdir(), "sparsegate-lm-ranks-"));
   try {
-    const env = {
-      ...process.env,
-      OMPI_ALLOW_RUN_AS_ROOT: "1",
-      OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1",
-      OMPI_MCA_rmaps_base_oversubscribe: "1",
-    };
-    const [command, ...args] = [
-      ...(size === 1 ? [] : ["mpirun", "--bind-to", "none", "-n", String(size)]),
-      process.execPath,
-      rank,
-      JSON.stringify(options),
-      folder,
-    ];
-    const { error, status, stderr } = spawnSync(command!, args, { env, encoding: "utf8" });
-    if ((error as NodeJS.ErrnoException | undefined)?.code === "ENOENT")
-      return "mpirun is not installed: ranks beyond one were left out";
-    if (status !== 0) throw new Error(`${size} ranks: exit code ${status}\n${stderr}`);
+    const program = [rank, JSON.stringify(options), folder];
+    if (size === 1) ran(process.execPath, program);
+    else if (!ran("mpirun", ["--bind-to", "none", "-n", String(size), process.execPath, ...program]))
+      return `mpirun is not installed: ${size} ranks were left out`;
     return Array.from({ length: size }, (_, i) => JSON.parse(readFileSync(join(folder, `${i}.json`), "utf8")) as RankSaw);
   } finally {
     rmSync(folder, { recursive: true, force: true });

@@ -10,6 +10,9 @@ import type { Batch } from "#sparsegate/text/batches.js";
 import { trainStep, type TrainingState } from "#sparsegate/train/step.js";
 import { PRODUCTS, profiled, round, shareOf, timingOf, useCpu, type BenchResult, type Benchmark } from "./harness.js";
 
+/** Of the model and its batches. */
+export const SIZES = { model: "MoE-256", hiddenSize: 512, timeSteps: 32, batchSize: 128, vocabSize: 32000, sampled: 8192 };
+
 /** A made-up text of Zipfian words, so that embeddings and the sampled softmax see rows in use as unevenly as with a real one. */
 export function batches(vocabSize: number, timeSteps: number, batchSize: number): () => Batch {
   let state = 1;
@@ -57,16 +60,7 @@ export function makeTraining(model: string, hiddenSize: number, vocabSize: numbe
 export const lmStep: Benchmark = {
   question:
     "how many tokens a second does MoE-256 (width 512, hidden 1024) train on, and how much of a step is inside matrix products?",
-  options: {
-    model: "MoE-256",
-    hiddenSize: 512,
-    timeSteps: 32,
-    batchSize: 128,
-    vocabSize: 32000,
-    sampled: 8192,
-    steps: 7,
-    wasm: "yes",
-  },
+  options: { ...SIZES, steps: 7, wasm: "yes" },
   run({ model, hiddenSize, timeSteps, batchSize, vocabSize, sampled, steps, wasm }): BenchResult {
     const rows: BenchResult["rows"] = [];
     const targets: BenchResult["targets"] = [];

@@ -25,19 +25,20 @@ function growYoungGeneration(): void {
   collect();
 }
 
+const VOCABULARY = 2000;
+const SETTINGS = { seed: 0, learningRate: 1e-3, maxGradNorm: 1, sampledSoftmax: 500 };
+
 /** Steps after which V8 has compiled what training runs, WebAssembly included: what it keeps of that, some 9 MiB, is not training's to give back. */
 const COMPILED = 200;
 
 /** Trains a small model, so that everything that a step runs has been compiled before anything is measured. */
 function compile(): void {
-  const training = makeTraining("MoE-4", 64, 500);
-  const next = batches(500, 16, 16);
-  const settings = { ...SETTINGS, sampledSoftmax: 100 };
-  for (let step = 1; step <= COMPILED; step++) trainStep(training, next(), settings);
+  const training = makeTraining("MoE-4", 64, VOCABULARY);
+  const next = batches(VOCABULARY, 16, 16);
+  for (let step = 1; step <= COMPILED; step++) trainStep(training, next(), SETTINGS);
+  training.optimizer.dispose();
   training.model.dispose();
 }
-
-const SETTINGS = { seed: 0, learningRate: 1e-3, maxGradNorm: 1, sampledSoftmax: 500 };
 
 /** The step from which on nothing may grow. */
 const EARLY = 20;
@@ -50,8 +51,8 @@ export const memory: Benchmark = {
     growYoungGeneration();
     const backend = useCpu();
     compile();
-    const training = makeTraining(String(model), Number(hiddenSize), 2000);
-    const next = batches(2000, 16, 16);
+    const training = makeTraining(String(model), Number(hiddenSize), VOCABULARY);
+    const next = batches(VOCABULARY, 16, 16);
     const rows: BenchResult["rows"] = [];
     let [early, late] = [0, 0];
     for (let step = 1; step <= Number(steps); step++) {

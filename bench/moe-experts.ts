@@ -9,7 +9,7 @@ import { Adam } from "#sparsegate/optim/optimizers.js";
 import { add, backward, keep, mean, mul, randomNormal, scope, setDefaultBackend } from "#sparsegate/tensor/index.js";
 import {
   UsageError,
-  expertCounts,
+  wholeNumbers,
   interleave,
   profiled,
   ratio,
@@ -180,7 +180,7 @@ export const moeExperts: Benchmark = {
   question: `how does the cost of a training step grow from 16 to 4,096 experts at the same work a row (width ${D}, hidden ${F}, k ${K}, ${ROWS} rows)?`,
   options: { experts: "16,64,256,1024,4096", optimizers: "factored,adam", rounds: 7 },
   async run({ experts, optimizers, rounds }): Promise<BenchResult> {
-    const counts = expertCounts(experts, K);
+    const counts = wholeNumbers("experts", experts, K);
     const forms = String(optimizers)
       .split(",")
       .map((name) => {

@@ -5,7 +5,7 @@ import { add, backward, keep, mean, mul, randomNormal, scope, setDefaultBackend,
 import { MoE } from "#sparsegate/moe/layer.js";
 import {
   PRODUCTS,
-  expertCounts,
+  wholeNumbers,
   interleave,
   profiled,
   ratio,
@@ -52,7 +52,7 @@ export const moeLayer: Benchmark = {
   question: `how much of a ${SGEMM}³ sgemm's rate is left in an MoE layer (width ${D}, hidden ${F}, k ${K}, ${ROWS} rows, forward and backward)?`,
   options: { experts: "16,64,256", rounds: 9 },
   async run({ experts, rounds }): Promise<BenchResult> {
-    const counts = expertCounts(experts, K);
+    const counts = wholeNumbers("experts", experts, K);
     const backend = useCpu();
     const gemms = sgemmCases(backend, SGEMM);
     const cases: Record<string, () => unknown> = { ...gemms };

@@ -1,12 +1,10 @@
 /** The paper's MoE-256 language model in training, against the same written straightforwardly in PyTorch (bench/peers/torch_lm.py). */
 
 import { trainStep } from "#sparsegate/train/step.js";
-import { UsageError, interleave, ratio, round, steadiness, useCpu, type BenchResult, type Benchmark } from "./harness.js";
+import { interleave, ratio, round, steadiness, useCpu, wholeNumbers, type BenchResult, type Benchmark } from "./harness.js";
 import { batches, makeTraining } from "./lm-step.js";
-import { PythonPeer } from "./peers/peer.js";
+import { PAUSE_MS, PythonPeer } from "./peers/peer.js";
 
-/** PyTorch's threads wait for work at full speed for 25 ms after a step, on the cores that the next case is to use. */
-const PAUSE_MS = 60;
 /** How many times as many tokens a second we have to train on. */
 const BOUND = 3;
 /** Between the two first losses, in nats: both models begin at random, near the logarithm of the number of classes. */
@@ -17,9 +15,7 @@ export const peersLm: Benchmark = {
     "how many times as many tokens a second does MoE-256 train on as the same language model in PyTorch (same threads, same BLAS library)?",
   options: { hiddenSizes: "128,512", timeSteps: 32, batchSize: 64, vocabSize: 32000, sampled: 2048, rounds: 7, install: "no" },
   async run({ hiddenSizes, timeSteps, batchSize, vocabSize, sampled, rounds, install }): Promise<BenchResult> {
-    const widths = String(hiddenSizes).split(",").map(Number);
-    if (!widths.every((width) => Number.isInteger(width) && width > 0))
-      throw new UsageError(`expected --hiddenSizes to be widths separated by commas, got ${hiddenSizes}.`);
+    const widths = wholeNumbers("hiddenSizes", hiddenSizes, 1);
     const rows: BenchResult["rows"] = [];
     const targets: BenchResult["targets"] = [];
     const notes: string[] = [];

@@ -13,7 +13,7 @@ import { MoE, type MoEOutput } from "#sparsegate/moe/layer.js";
 import { add, backward, keep, mean, mul, randomNormal, scope, sum, tensor, type Tensor } from "#sparsegate/tensor/index.js";
 import {
   UsageError,
-  expertCounts,
+  wholeNumbers,
   interleave,
   ratio,
   round,
@@ -158,7 +158,7 @@ export const peersMoe: Benchmark = {
       "Pass --module FILE, the file mixture_of_experts/mixture_of_experts.py of github.com/lucidrains/mixture-of-experts, or of the package mixture-of-experts 0.2.3 on PyPI";
     if (module === "") return nothing(`the peer's module is missing. ${how}`);
     if (!existsSync(String(module))) return nothing(`there is no file ${module}. ${how}`);
-    const layers = cases(expertCounts(experts, 4));
+    const layers = cases(wholeNumbers("experts", experts, 4));
     const backend = useCpu();
     const torch = await PythonPeer.start(
       "torch_gshard.py",

@@ -1,11 +1,9 @@
 /** The MoE layer against a straightforward PyTorch one: a loop over experts with index_add (bench/peers/torch_moe.py). */
 
-import { expertCounts, interleave, ratio, round, steadiness, useCpu, type BenchResult, type Benchmark } from "./harness.js";
+import { wholeNumbers, interleave, ratio, round, steadiness, useCpu, type BenchResult, type Benchmark } from "./harness.js";
 import { D, F, K, ROWS, layer, training } from "./moe-layer.js";
-import { PythonPeer } from "./peers/peer.js";
+import { PAUSE_MS, PythonPeer } from "./peers/peer.js";
 
-/** PyTorch's threads wait for work at full speed for 25 ms after a pass, on the cores that the next case is to use. */
-const PAUSE_MS = 60;
 /** How many times faster we have to be, by number of experts. */
 const BOUNDS: Record<number, number> = { 64: 5, 256: 10 };
 
@@ -13,7 +11,7 @@ export const peers: Benchmark = {
   question: `how many times faster than a straightforward PyTorch MoE (same work, same threads, same BLAS library) is the layer?`,
   options: { experts: "16,64,256", rounds: 5, install: "no" },
   async run({ experts, rounds, install }): Promise<BenchResult> {
-    const counts = expertCounts(experts, K);
+    const counts = wholeNumbers("experts", experts, K);
     const backend = useCpu();
     const start = (ourKernels: boolean): ReturnType<typeof PythonPeer.start> =>
       PythonPeer.start("torch_moe.py", "torch", [String(backend.threads)], install === "yes", { ourKernels });

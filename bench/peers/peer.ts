@@ -17,6 +17,9 @@ const installed = fileURLToPath(new URL("../node_modules/", import.meta.url));
 const CORE_TYPE = "OPENBLAS_CORETYPE";
 const askedCoreType = process.env[CORE_TYPE];
 
+/** PyTorch's threads wait for work at full speed for 25 ms after a pass, on the cores that the next case is to use. */
+export const PAUSE_MS = 60;
+
 /** A Python script of this folder that answers one line to each line. */
 export class PythonPeer {
   readonly #child: ChildProcessByStdio<Writable, Readable, null>;

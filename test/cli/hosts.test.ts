@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { readMetrics } from "#sparsegate/train/metrics.js";
-import { mpiruns } from "../comm/helpers.js";
+import { MPI_ENV, mpiruns } from "../comm/helpers.js";
 import { flags, main, run, sleep, start, steps, until, writeTexts } from "./helpers.js";
 
 const HOSTS = [1, 2, 3, 4];
@@ -72,7 +72,7 @@ function mpirunOn(hosts: readonly number[]): string[] {
     "-x", "SPARSEGATE_COMM_TIMEOUT", "-x", "SPARSEGATE_THREADS", "-n", String(hosts.length), process.execPath, main]; // prettier-ignore
 }
 
-const env = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1", SPARSEGATE_COMM_TIMEOUT: String(TIMEOUT_S) };
+const env = { ...MPI_ENV, SPARSEGATE_COMM_TIMEOUT: String(TIMEOUT_S) };
 const losses = (folder: string): number[] => readMetrics(join(root, folder, "metrics.jsonl")).flatMap((record) => ("train/loss" in record ? [Number(record["train/loss"])] : []));
 
 /** Processes inside a host. */

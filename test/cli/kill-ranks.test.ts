@@ -1,10 +1,10 @@
 /** A run on MPI ranks of which one is killed with SIGKILL at twenty instants, and resumed each time, ends as one that was never killed: bit for bit. */
 
-import { mkdtempSync, readFileSync, readdirSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
-import { mpiruns } from "../comm/helpers.js";
+import { MPI_ENV as env, mpiruns } from "../comm/helpers.js";
 import { flags, main, readWhole, run, seeded, sleep, start, steps, traces, until, writeTexts, type Outcome, type Started } from "./helpers.js";
 
 const root = mkdtempSync(join(tmpdir(), "sparsegate-kill-ranks-"));
@@ -18,7 +18,6 @@ const config = {
   train: "../train.txt", valid: "../valid.txt", test: "../test.txt", output_dir: "run", tokenizer: "words", model: "MoE-8", hidden_size: 16, expert_hidden_size: 16,
   batch_size: 4, time_steps: 6, dropout: 0.2, sampled_softmax: 12, max_steps: 300, save_steps: 3, eval_steps: 9, logging_steps: 3,
 }; // prettier-ignore
-const env = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1", OMPI_MCA_rmaps_base_oversubscribe: "1" };
 
 /** Processes of ranks: what mpirun started, itself or by way of its daemon. */
 function ranksOf({ child }: Started): number[] {
@@ -47,18 +46,22 @@ function commandOf(pid: number): string {
 test.skipIf(process.platform !== "linux").each(mpiruns)("$name: one of three ranks is killed twenty times", { timeout: 300_000 }, async ({ name, command, args }) => {
   writeTexts(root);
   const mpirun = [command, ...args, "-n", String(RANKS), process.execPath, main];
-  const folders = Object.fromEntries(["whole", "killed"].map((kind) => [kind, writeTexts(join(root, `${name.replace(" ", "")}-${kind}`))])) as Record<"whole" | "killed", string>;
-  const whole = await run(["train", ...flags(config)], { cwd: folders.whole, command: mpirun, env });
+  const [wholeFolder, killedFolder] = ["whole", "killed"].map((kind) => {
+    const folder = join(root, `${name.replace(" ", "")}-${kind}`);
+    mkdirSync(folder);
+    return folder;
+  }) as [string, string];
+  const whole = await run(["train", ...flags(config)], { cwd: wholeFolder, command: mpirun, env });
   expect(whole.code, whole.stderr).toBe(0);
 
-  const output = join(folders.killed, "run");
+  const output = join(killedFolder, "run");
   const random = seeded(7);
   let kills = 0;
   let outcome: Outcome;
   do {
     const before = steps(output);
     const resume = before.length > 0 ? ["--resume", "run"] : [];
-    const started = start(["train", ...flags(config), ...resume], { cwd: folders.killed, command: mpirun, env });
+    const started = start(["train", ...flags(config), ...resume], { cwd: killedFolder, command: mpirun, env });
     if (kills < KILLS) {
       // One in four goes into the start-up; the others come some saves later, somewhere in a step, an evaluation or a save.
       if (random() < 0.25) {
@@ -86,7 +89,7 @@ test.skipIf(process.platform !== "linux").each(mpiruns)("$name: one of three ran
   } while (outcome.code !== 0 && kills <= KILLS);
   expect(outcome.code, outcome.stderr).toBe(0);
   expect(kills).toBe(KILLS);
-  const [expected, got] = [traces(join(folders.whole, "run")), traces(output)];
+  const [expected, got] = [traces(join(wholeFolder, "run")), traces(output)];
   expect(got.files).toEqual(expected.files);
   expect(got.metrics).toEqual(expected.metrics);
 });

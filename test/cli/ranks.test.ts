@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { loadCheckpoint } from "#sparsegate/train/checkpoint.js";
 import { readMetrics } from "#sparsegate/train/metrics.js";
-import { mpiruns } from "../comm/helpers.js";
+import { MPI_ENV, mpiruns } from "../comm/helpers.js";
 import { flags, main, run, start, steps, until, writeTexts } from "./helpers.js";
 
 const root = mkdtempSync(join(tmpdir(), "sparsegate-cli-ranks-"));
@@ -16,7 +16,6 @@ afterAll(() => rmSync(root, { recursive: true }));
 const config = {
   train: "train.txt", valid: "valid.txt", tokenizer: "words", model: "MoE-6", top_k: 2, hidden_size: 12, batch_size: 4, time_steps: 5, max_steps: 12, logging_steps: 1,
 }; // prettier-ignore
-const MPI_ENV = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1", OMPI_MCA_rmaps_base_oversubscribe: "1" };
 
 /** How a run of so many ranks is started. */
 const ways = [

@@ -55,7 +55,7 @@ function findMpiruns(): Mpirun[] {
 }
 
 /** For root, and for more ranks than cores. */
-const MPI_ENV = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1", OMPI_MCA_rmaps_base_oversubscribe: "1", OMPI_MCA_orte_base_help_aggregate: "0" };
+export const MPI_ENV = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1", OMPI_MCA_rmaps_base_oversubscribe: "1", OMPI_MCA_orte_base_help_aggregate: "0" };
 
 export interface MpiEnded extends Ended {
   code: number | null;
