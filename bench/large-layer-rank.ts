@@ -16,7 +16,7 @@ import {
   sub,
   type Tensor,
 } from "#sparsegate/tensor/index.js";
-import { addGradients, sumOverRanks } from "#sparsegate/train/ranks.js";
+import { GradientSums, sumOverRanks } from "#sparsegate/train/ranks.js";
 import { useCpu } from "./harness.js";
 
 export interface Options {
@@ -67,8 +67,9 @@ export default function main(
       const x = randomNormal([own, hiddenSize], { seed: 100 + step * comm.size + comm.rank });
       const { output, auxLoss } = moe.forward(x, { training: true, seed: 0, step, firstRow: step * rows + comm.rank * own });
       const loss = mean(square(sub(output, matmul(x, map))));
-      backward(add(affine(loss, 1 / comm.size), auxLoss));
-      addGradients(comm, moe.parameters());
+      const sums = new GradientSums(comm);
+      backward(add(affine(loss, 1 / comm.size), auxLoss), { onComplete: (p) => sums.add(p) });
+      sums.finish();
       optimizer.step(learningRate);
       optimizer.zeroGrad();
       saw.losses.push(sumOverRanks(comm, loss.item() / comm.size));

@@ -56,7 +56,7 @@ export function recompute(body: (...inputs: Tensor[]) => Tensor, inputs: readonl
     const before = again.node && nodesBelow(again).find(({ node }) => node!.id < firstId);
     if (before) throw new TensorError(`recompute: expected a body that computes from its inputs and parameters alone, got one that uses the result of ${before.node!.name}. Pass it among the inputs.`);
     // Leaves among the parameters get their gradients here; those of the inputs are passed on.
-    run(again, dy, false);
+    run(again, dy, {});
     return leaves.map((leaf) => {
       if (!leaf.grad) return undefined;
       const gradient = toDense(leaf.grad, leaf);
@@ -94,13 +94,25 @@ export function record(name: string, output: Tensor, inputs: readonly Tensor[], 
   return output;
 }
 
+export interface BackwardOptions {
+  /** Gradient of `loss`, in its shape; default: 1 for a scalar. */
+  seed?: Tensor;
+  /** Keep the graph for another backward. */
+  retainGraph?: boolean;
+  /**
+   * Called with each leaf once nothing more will be added to its gradient, which may be none: what is done with it then goes on while the rest is computed.
+   * Leaves come in an order that depends on the graph alone.
+   */
+  onComplete?: (leaf: Tensor) => void;
+}
+
 /**
  * Back-propagates from a scalar (or with `seed`, the gradient of a tensor of any shape) and adds dLoss/dp to `p.grad` of every leaf p with
  * `requiresGrad`. Each leaf's gradient outlives the scope; intermediate ones are freed as soon as they are used.
  *
  * @throws TensorError when `loss` is no scalar, depends on no parameter, or its graph was used before (pass `retainGraph` the first time)
  */
-export function backward(loss: Tensor, { seed, retainGraph = false }: { seed?: Tensor; retainGraph?: boolean } = {}): void {
+export function backward(loss: Tensor, { seed, ...options }: BackwardOptions = {}): void {
   if (!seed && loss.size !== 1) {
     throw new TensorError(`backward: expected a scalar loss, got shape [${loss.shape.join(", ")}]. Take its sum or mean, or pass seed.`);
   }
@@ -108,39 +120,60 @@ export function backward(loss: Tensor, { seed, retainGraph = false }: { seed?: T
     throw new TensorError(`backward: expected seed of shape [${loss.shape.join(", ")}], got [${seed.shape.join(", ")}].`);
   }
   if (!loss.requiresGrad) throw new TensorError("backward: expected a loss computed from parameters, got one that depends on none of them (or was made under noGrad).");
-  noGrad(() => scope(() => run(loss, seed, retainGraph)));
+  noGrad(() => scope(() => run(loss, seed, options)));
 }
 
-function run(loss: Tensor, seed: Tensor | undefined, retainGraph: boolean): void {
+function run(loss: Tensor, seed: Tensor | undefined, { retainGraph = false, onComplete }: Omit<BackwardOptions, "seed">): void {
   const pending = new Map<Tensor, Tensor>();
   let start = seed;
   if (!start) {
     start = empty(loss.shape, "float32", loss.backend);
     loss.backend.fill(start.buffer, 1, start.size);
   }
-  if (!loss.node) return addToLeaf(loss, start);
+  if (!loss.node) {
+    addToLeaf(loss, start);
+    return onComplete?.(loss);
+  }
   const order = nodesBelow(loss);
   // Before anything is added to a leaf: a graph that is half used must not leave half of the gradients behind.
   for (const { node } of order) if (!node!.backward) throw usedBefore(node!.name);
+  const completed = onComplete && leavesByLastUse(order);
   accumulate(pending, loss, start);
   for (const output of order) {
     const dy = pending.get(output);
-    const node = output.node!;
-    if (!dy) continue;
-    pending.delete(output);
-    // One scope a node: what its gradient needed in passing is freed before the next one runs.
-    scope(() => {
-      const gradients = node.backward!(dy, node.inputs.map((input) => input.requiresGrad));
-      for (const [i, input] of node.inputs.entries()) {
-        const gradient = gradients[i];
-        if (!gradient || !input.requiresGrad) continue;
-        if (input.node) accumulate(pending, input, toDense(gradient, input));
-        else addToLeaf(input, gradient);
-      }
-    });
-    if (!retainGraph) node.backward = undefined;
-    dy.dispose();
+    if (dy) {
+      pending.delete(output);
+      passOn(dy, output.node!, pending);
+      if (!retainGraph) output.node!.backward = undefined;
+      dy.dispose();
+    }
+    for (const leaf of completed?.get(output) ?? []) onComplete!(leaf);
   }
+}
+
+/** Runs the gradient of one operation, in a scope of its own: what it needed in passing is freed before the next one runs. */
+function passOn(dy: Tensor, node: TapeNode, pending: Map<Tensor, Tensor>): void {
+  scope(() => {
+    const gradients = node.backward!(dy, node.inputs.map((input) => input.requiresGrad));
+    for (const [i, input] of node.inputs.entries()) {
+      const gradient = gradients[i];
+      if (!gradient || !input.requiresGrad) continue;
+      if (input.node) accumulate(pending, input, toDense(gradient, input));
+      else addToLeaf(input, gradient);
+    }
+  });
+}
+
+/** For the outputs of operations, the leaves that no later one of the order uses. */
+function leavesByLastUse(order: readonly Tensor[]): Map<Tensor, Tensor[]> {
+  const seen = new Set<Tensor>();
+  const leaves = new Map<Tensor, Tensor[]>();
+  for (const output of [...order].reverse()) {
+    const last = new Set(output.node!.inputs.filter((input) => !input.node && input.requiresGrad && !seen.has(input)));
+    for (const leaf of last) seen.add(leaf);
+    leaves.set(output, [...last]);
+  }
+  return leaves;
 }
 
 function usedBefore(name: string): TensorError {

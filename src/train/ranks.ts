@@ -1,6 +1,6 @@
 /**
  * Training on ranks (Shazeer et al. 2017, section 3.1): each has its lanes of the batch, all ordinary parameters and its experts. The global batch and all
- * figures are those of one rank; gradients of ordinary parameters are added up after the way back, in buckets.
+ * figures are those of one rank; gradients of ordinary parameters are added up in buckets, each begun as soon as the way back has filled it.
  */
 
 import type { CommArray, Communicator, Pending } from "../comm/communicator.js";
@@ -68,36 +68,60 @@ export function onOtherRank(model: LanguageModel, comm: Communicator | undefined
   return onAnyRank(comm, here) && !here ? new NonFiniteError(`${where}: expected finite values in the parameters of all ranks, got others on another rank.`) : undefined;
 }
 
-/** Adds up the gradients of all parameters that every rank has; those of parts (`Tensor.shard`) are whole where they are. */
-export function addGradients(comm: Communicator, parameters: readonly Tensor[]): void {
-  // Alone, the sum is what is there; a copy of it would take as much memory again as the experts' gradients.
-  if (comm.size === 1) return;
-  const shared = parameters.filter((p) => p.grad && !p.shard);
-  const buckets: { bucket: CommArray; sum: Pending; members: Tensor[] }[] = [];
-  let members: Tensor[] = [];
-  let elements = 0;
-  const send = (): void => {
-    if (members.length === 0) return;
-    const parts = members.map((p) => p.grad!.value.dataSync());
-    const bucket = new (parts[0]!.constructor as new (length: number) => Float32Array)(elements);
-    for (let at = 0, i = 0; i < parts.length; at += parts[i++]!.length) bucket.set(parts[i]!, at);
-    buckets.push({ bucket, sum: comm.allReduceStart(bucket), members });
-    [members, elements] = [[], 0];
-  };
-  for (const p of shared) {
-    if (p.grad!.rows) continue;
-    if (4 * (elements + p.size) > BUCKET_BYTES) send();
-    members.push(p);
-    elements += p.size;
+/**
+ * Adds up over ranks the gradients of all parameters that every rank has; those of parts (`Tensor.shard`) are whole where they are.
+ *
+ *     const sums = new GradientSums(comm);
+ *     backward(loss, { onComplete: (p) => sums.add(p) });
+ *     sums.finish();
+ */
+export class GradientSums {
+  readonly #comm: Communicator;
+  readonly #open: { bucket: CommArray; sum: Pending; members: readonly Tensor[] }[] = [];
+  readonly #byRows: Tensor[] = [];
+  #members: Tensor[] = [];
+  #elements = 0;
+
+  constructor(comm: Communicator) {
+    this.#comm = comm;
   }
-  send();
-  for (const p of shared) if (p.grad!.rows) gatherRowGradient(comm, p);
-  for (const { bucket, sum, members } of buckets) {
-    sum.wait();
-    let at = 0;
-    for (const { grad, size, backend } of members) {
-      backend.write(grad!.value.buffer, bucket.subarray(at, at + size));
-      at += size;
+
+  /** Takes the gradient of a parameter, to which nothing more is added on this rank. Called on all ranks in the same order. */
+  add(p: Tensor): void {
+    // Alone, the sum is what is there; a copy of it would take as much memory again as the experts' gradients.
+    if (this.#comm.size === 1 || !p.grad || p.shard) return;
+    if (p.grad.rows) {
+      this.#byRows.push(p);
+      return;
+    }
+    if (4 * (this.#elements + p.size) > BUCKET_BYTES) this.#send();
+    this.#members.push(p);
+    this.#elements += p.size;
+    if (4 * this.#elements >= BUCKET_BYTES) this.#send();
+  }
+
+  /** Begins the sum of what has been gathered. */
+  #send(): void {
+    if (this.#members.length === 0) return;
+    const parts = this.#members.map((p) => p.grad!.value.dataSync());
+    const bucket = new (parts[0]!.constructor as new (length: number) => Float32Array)(this.#elements);
+    for (let at = 0, i = 0; i < parts.length; at += parts[i++]!.length) bucket.set(parts[i]!, at);
+    this.#open.push({ bucket, sum: this.#comm.allReduceStart(bucket), members: this.#members });
+    [this.#members, this.#elements] = [[], 0];
+  }
+
+  /** Waits for all sums and puts them in the gradients' place. */
+  finish(): void {
+    this.#send();
+    // Asked for their numbers of rows, ranks wait for each other: all else is on its way by then.
+    for (const p of this.#byRows) gatherRowGradient(this.#comm, p);
+    for (const { bucket, sum, members } of this.#open) {
+      sum.wait();
+      let at = 0;
+      for (const { grad, size, backend } of members) {
+        backend.write(grad!.value.buffer, bucket.subarray(at, at + size));
+        at += size;
+      }
     }
   }
 }

@@ -14,7 +14,7 @@ import { scope } from "../tensor/scope.js";
 import { backward } from "../tensor/tape.js";
 import type { Batch } from "../text/batches.js";
 import { batchTensors, carryStates } from "./evaluate.js";
-import { addGradients, onOtherRank, ownLanes, rowIdsOf, sumOverRanks } from "./ranks.js";
+import { GradientSums, onOtherRank, ownLanes, rowIdsOf, sumOverRanks } from "./ranks.js";
 
 export interface StepResult {
   /** Mean cross-entropy, nats per token. */
@@ -68,9 +68,10 @@ export function trainStep(training: TrainingState, batch: Batch, { seed, learnin
     const result: StepResult = { loss, auxLoss, gradNorm: 0, tokens: batch.tokens };
     try {
       const mean = comm ? affine(out.loss, share) : out.loss;
-      backward(out.auxLoss ? add(mean, out.auxLoss) : mean);
+      const sums = comm && new GradientSums(comm);
+      backward(out.auxLoss ? add(mean, out.auxLoss) : mean, sums && { onComplete: (p) => sums.add(p) });
+      sums?.finish();
       const parameters = model.parameters();
-      if (comm) addGradients(comm, parameters);
       const { norm, scale } = clipScale(parameters, maxGradNorm, comm && ((squares) => sumOverRanks(comm, squares)));
       result.gradNorm = norm;
       optimizer.step(learningRate, scale);

@@ -5,6 +5,7 @@ import { CpuBackend } from "#sparsegate/backend/cpu/index.js";
 import { ReferenceBackend } from "#sparsegate/backend/reference/index.js";
 import * as sg from "#sparsegate/tensor/index.js";
 import type { Tensor } from "#sparsegate/tensor/index.js";
+import { record } from "#sparsegate/tensor/tape.js";
 import { Draw } from "../backend/helpers.js";
 import { useBackend } from "../use-backend.js";
 import { denseGradient, param } from "./finite-differences.js";
@@ -92,6 +93,35 @@ describe("backward", () => {
       const expected = leaves.reduce((sum, p, n) => sum + denseGradient(p).reduce((s, g, i) => s + g * directions[n]![i]!, 0), 0);
       expect(Math.abs(expected - slope), JSON.stringify(recipe)).toBeLessThan(1e-6 * Math.max(1, Math.abs(slope)));
     }
+  });
+
+  it("tells of each leaf once, as soon as its gradient is complete", () => {
+    // The way back: sum, mul (c), add (a and b), square (a).
+    const [a, b, c, unused] = [leaf([1, 2]), leaf([3, 5]), leaf([7, 11]), leaf([0, 0])];
+    const loss = sg.sum(sg.mul(sg.add(sg.square(a), sg.add(a, b)), c));
+    const told: [Tensor, number[]][] = [];
+    const saw: boolean[] = [];
+    sg.backward(loss, {
+      onComplete: (p) => {
+        told.push([p, gradientOf(p)]);
+        saw.push(a.grad !== undefined);
+      },
+    });
+    expect(told.map(([p]) => [a, b, c, unused].indexOf(p))).toEqual([2, 1, 0]);
+    expect(told.map(([, gradient]) => gradient)).toEqual([[5, 11], [7, 11], [(2 * 1 + 1) * 7, (2 * 2 + 1) * 11]]);
+    // c is complete before anything of a is known.
+    expect(saw[0]).toBe(false);
+  });
+
+  it("tells of a leaf that is the loss, and of one whose gradient is none", () => {
+    const told: Tensor[] = [];
+    const onComplete = (p: Tensor): void => void told.push(p);
+    const p = leaf([2], []);
+    sg.backward(p, { onComplete });
+    const without = record("nothing", sg.tensor([0], []), [p], () => [undefined]);
+    sg.backward(without, { onComplete });
+    expect(told).toEqual([p, p]);
+    expect(gradientOf(p)).toEqual([1]);
   });
 
   it("takes a seed of the output's shape, and leaves it as it was", () => {

@@ -4,10 +4,11 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
-import { communicator, runRanks } from "#sparsegate/comm/index.js";
-import { keep, tensor } from "#sparsegate/tensor/index.js";
+import { communicator, runRanks, type Communicator, type Pending } from "#sparsegate/comm/index.js";
+import { add, backward, keep, mean, scope, tensor, zeros, type Tensor } from "#sparsegate/tensor/index.js";
+import { record } from "#sparsegate/tensor/tape.js";
 import { loadCheckpoint, type TensorFiles } from "#sparsegate/train/checkpoint.js";
-import { addGradients } from "#sparsegate/train/ranks.js";
+import { GradientSums } from "#sparsegate/train/ranks.js";
 import { sentences } from "../../cli/helpers.js";
 import { mpi, mpiruns, type Mpirun } from "../../comm/helpers.js";
 import run, { type Trained } from "./programs/train.mjs";
@@ -179,6 +180,41 @@ test("alone, gradients are the sums already: nothing is copied", async () => {
   const p = keep(tensor([1, 2, 3, 4, 5, 6], [3, 2]));
   const grad = { value: keep(tensor([1, 1], [1, 2])), rows: keep(tensor([2], [1], "int32")) };
   p.grad = grad;
-  addGradients(comm, [p]);
+  const sums = new GradientSums(comm);
+  sums.add(p);
+  sums.finish();
   expect(p.grad).toBe(grad);
+});
+
+test("a bucket of gradients is under way as soon as it is complete, while others are still computed", () => {
+  const events: string[] = [];
+  const comm = {
+    size: 2,
+    allReduceStart: (bucket: Float32Array): Pending => {
+      events.push(`${bucket.length} on the way`);
+      // The other rank's gradients are the same.
+      return { done: true, wait: () => bucket.set(bucket.map((value) => 2 * value)) };
+    },
+  } as unknown as Communicator;
+  const filled = (size: number, value: number): Tensor => tensor(new Float32Array(size).fill(value), [size]);
+  const leaf = (size: number): Tensor => Object.assign(keep(filled(size, 1)), { requiresGrad: true });
+  // The first and the last fill a bucket alone; those between are one together.
+  const parameters = [2 ** 20, 5, 7, 2 ** 20].map(leaf);
+  const sums = new GradientSums(comm);
+  scope(() => {
+    const y = parameters.reduce((sum, p) => record("sum", add(sum, mean(p)), [sum, p], (dy, [first]) => {
+      events.push(`gradient of ${p.size}`);
+      return [first ? dy : undefined, filled(p.size, p.size)];
+    }), zeros([])); // prettier-ignore
+    backward(y, { onComplete: (p) => sums.add(p) });
+    events.push("way back ended");
+    sums.finish();
+  });
+  expect(events).toEqual([
+    `gradient of ${2 ** 20}`, `${2 ** 20} on the way`, "gradient of 7", "gradient of 5", `gradient of ${2 ** 20}`, "12 on the way", `${2 ** 20} on the way`, "way back ended",
+  ]); // prettier-ignore
+  for (const p of parameters) {
+    expect(p.grad!.value.dataSync().every((value) => value === 2 * p.size)).toBe(true);
+    p.zeroGrad();
+  }
 });
