@@ -34,7 +34,7 @@ export { capacityOf, type CapacityOptions } from "./moe/capacity.js";
 export { balanceLoss, switchLoss, zLoss } from "./moe/losses.js";
 export { balanceStatistics, coefficientOfVariation, moeStatistics, UnusedExperts, type BalanceStatistics, type MoEStatistics } from "./moe/statistics.js";
 export { Adam, Sgd, type AdamOptions, type Optimizer, type OptimizerOptions } from "./optim/optimizers.js";
-export { constant, inverseSquareRoot, stepDecay, type Schedule } from "./optim/schedules.js";
+export { constant, inverseSquareRoot, linearDecay, stepDecay, type Schedule } from "./optim/schedules.js";
 export { clipScale, globalNorm } from "./optim/clip.js";
 export { FeedForward, LanguageModel, type LanguageModelConfig, type LanguageModelOutput, type MiddleConfig, type MoeMiddle } from "./models/language-model.js";
 export {

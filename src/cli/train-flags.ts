@@ -102,7 +102,7 @@ export const TRAIN_FLAGS: readonly [heading: string, flags: readonly [flags: str
       ["--beta1 <x>", "Adam's beta1"],
       ["--beta2 <x>", "Adam's beta2"],
       ["--learning-rate <x>", "peak learning rate"],
-      ["--schedule <name>", "inverse-sqrt, constant or step"],
+      ["--schedule <name>", "inverse-sqrt, linear (to 0 at --max-steps), constant or step"],
       ["--warmup-steps <n>", "steps of linear rise"],
       ["--decay-hold-steps <n>", "steps at the peak before a decay begins, after the rise where there is one"],
       ["--decay-every-steps <n>", "steps between decays"],

@@ -23,6 +23,19 @@ export function inverseSquareRoot(peak: number, warmupSteps: number, holdSteps =
 }
 
 /**
+ * Rises linearly to `peak` over `warmupSteps`, stays there for `holdSteps`, then falls linearly, to end at 0 one step after the last. What a run of known
+ * length learns most from: it has the large steps of a high rate, and no noise of them at its end.
+ */
+export function linearDecay(peak: number, maxSteps: number, warmupSteps: number, holdSteps = 0): Schedule {
+  checkNumber("linearDecay", "peak", peak, { min: 0 });
+  checkInteger("linearDecay", "maxSteps", maxSteps, { min: 1 });
+  checkInteger("linearDecay", "warmupSteps", warmupSteps, { min: 1 });
+  checkInteger("linearDecay", "holdSteps", holdSteps, { min: 0 });
+  const fall = Math.max(maxSteps + 1 - warmupSteps - holdSteps, 1);
+  return (step) => peak * Math.min(step / warmupSteps, 1, Math.max((maxSteps + 1 - step) / fall, 0));
+}
+
+/**
  * Constant for `holdSteps`, then multiplied by `factor` at the start of every further `everySteps`
  * (Zaremba et al. 2014: hold 4 epochs, then halve each epoch).
  */

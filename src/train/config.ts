@@ -65,7 +65,7 @@ export const trainConfigSchema = z.strictObject({
   /** Factored second moments for expert matrices (App. D). */
   factored_experts: z.boolean().default(false),
   learning_rate: z.number().positive().default(3e-3),
-  schedule: z.enum(["inverse-sqrt", "constant", "step"]).default("inverse-sqrt"),
+  schedule: z.enum(["inverse-sqrt", "linear", "constant", "step"]).default("inverse-sqrt"),
   /** 200, and in runs of fewer than 2000 steps a tenth of them, so that a short trial leaves the warm-up. */
   warmup_steps: steps.optional(),
   decay_hold_steps: z

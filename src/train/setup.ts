@@ -3,7 +3,7 @@
 import type { LanguageModelConfig } from "../models/language-model.js";
 import { presetLstm } from "../models/presets.js";
 import { Adam, Sgd, type Optimizer } from "../optim/optimizers.js";
-import { constant, inverseSquareRoot, stepDecay, type Schedule } from "../optim/schedules.js";
+import { constant, inverseSquareRoot, linearDecay, stepDecay, type Schedule } from "../optim/schedules.js";
 import type { Tensor } from "../tensor/tensor.js";
 import { trainBpe } from "../text/bpe.js";
 import { readLines } from "../text/corpus.js";
@@ -80,6 +80,7 @@ export function makeOptimizer(config: TrainConfig, parameters: ReadonlyMap<strin
 export function makeSchedule(config: TrainConfig): Schedule {
   if (config.schedule === "constant") return constant(config.learning_rate);
   if (config.schedule === "inverse-sqrt") return inverseSquareRoot(config.learning_rate, config.warmup_steps, config.decay_hold_steps);
+  if (config.schedule === "linear") return linearDecay(config.learning_rate, config.max_steps, config.warmup_steps, config.decay_hold_steps);
   return stepDecay(config.learning_rate, { holdSteps: config.decay_hold_steps, everySteps: config.decay_every_steps, factor: config.decay_factor });
 }
 

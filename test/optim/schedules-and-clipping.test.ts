@@ -2,7 +2,7 @@
 
 import { describe, expect, it } from "vitest";
 import { clipScale, globalNorm } from "#sparsegate/optim/clip.js";
-import { constant, inverseSquareRoot, stepDecay } from "#sparsegate/optim/schedules.js";
+import { constant, inverseSquareRoot, linearDecay, stepDecay } from "#sparsegate/optim/schedules.js";
 import * as sg from "#sparsegate/tensor/index.js";
 import type { Tensor } from "#sparsegate/tensor/index.js";
 import { BACKENDS, useBackend } from "../use-backend.js";
@@ -31,6 +31,23 @@ describe("schedules", () => {
     expect(rate(1)).toBeCloseTo(0.1, 12);
     expect(rate(4)).toBeCloseTo(0.05, 12);
   });
+  it("linearDecay rises, holds, and falls to nothing one step after the last", () => {
+    // Of 20 steps 4 of rise and 6 of plateau; the fall takes 20 + 1 − 10 = 11.
+    const rate = linearDecay(0.11, 20, 4, 6);
+    for (const [step, want] of [
+      [1, 0.0275],
+      [4, 0.11],
+      [10, 0.11],
+      [11, 0.1],
+      [19, 0.02],
+      [20, 0.01],
+      [21, 0],
+      [30, 0],
+    ] as const)
+      expect(rate(step)).toBeCloseTo(want, 12);
+    // A run shorter than its rise and plateau has no fall; its last step has a rate still.
+    expect([1, 2, 3].map(linearDecay(1, 3, 2, 9))).toEqual([0.5, 1, 1]);
+  });
   it("stepDecay holds, then halves at the start of every further stretch (Zaremba et al. 2014)", () => {
     // 20 steps of full rate, then halves at 21, 31, 41, ...
     const rate = stepDecay(1, { holdSteps: 20, everySteps: 10, factor: 0.5 });
@@ -54,6 +71,7 @@ describe("schedules", () => {
     expect(() => inverseSquareRoot(0.1, 0)).toThrow(
       "inverseSquareRoot: expected warmupSteps to be an integer of at least 1, got 0.",
     );
+    expect(() => linearDecay(0.1, 0, 1)).toThrow("linearDecay: expected maxSteps to be an integer of at least 1, got 0.");
     expect(() => stepDecay(1, { holdSteps: 0, everySteps: 5, factor: 2 })).toThrow(
       "stepDecay: expected factor to be a finite number from 0 to 1, got 2.",
     );
