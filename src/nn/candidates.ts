@@ -6,8 +6,13 @@ import { defaultBackend } from "../tensor/default-backend.js";
 import type { RandomKey } from "../backend/backend.js";
 import type { Candidates } from "../tensor/ops/losses.js";
 
+/** P(c) = log((c + 2)/(c + 1)) / log(V + 1) of class c, from 0: Zipf's law. */
+export function logUniform(c: number, vocabSize: number): number {
+  return Math.log((c + 2) / (c + 1)) / Math.log(vocabSize + 1);
+}
+
 /**
- * P(c) = log((c + 2)/(c + 1)) / log(V + 1): class c is drawn by inverting the distribution function. Draws are repeated until `samples` distinct classes
+ * Class c is drawn with the probability of `logUniform`, by inverting the distribution function. Draws are repeated until `samples` distinct classes
  * are found; after T draws a class is expected 1 − (1 − P)^T times, which is the correction (as in TensorFlow's log_uniform_candidate_sampler).
  */
 export function logUniformCandidates(vocabSize: number, samples: number, { seed, step }: { seed: number; step: number }): Candidates {
@@ -23,7 +28,7 @@ export function logUniformCandidates(vocabSize: number, samples: number, { seed,
     seen[c] = 1;
   }
   list.sort();
-  const logExpectedOf = (c: number): number => Math.log(-Math.expm1(draws * Math.log1p(-Math.log((c + 2) / (c + 1)) / logV)));
+  const logExpectedOf = (c: number): number => Math.log(-Math.expm1(draws * Math.log1p(-logUniform(c, vocabSize))));
   return { samples: list, logExpected: Float32Array.from(list, logExpectedOf), logExpectedOf };
 }
 

@@ -3,6 +3,7 @@
 import { checkInteger } from "../core/checks.js";
 import { computeCost, expertSize, expertsPerRow, expertWidths, gateLevels, nameOf, totalExperts } from "../models/cost.js";
 import type { TrainConfig } from "./config.js";
+import { logUniform } from "../nn/candidates.js";
 import { planRun } from "./plan.js";
 import { modelConfig } from "./setup.js";
 
@@ -32,8 +33,8 @@ export interface RanksPlan {
 const SHORT_BYTES = 16 * 1024;
 
 /**
- * Rows are taken to be spread evenly over experts. Gradients by rows (embedding, sampled softmax) are reckoned as if every row had a token of its own, up to
- * the vocabulary: at most so many are sent.
+ * Rows are taken to be spread evenly over experts, and tokens to be as frequent as their places in the vocabulary say by Zipf's law, the log-uniform
+ * distribution that candidates are drawn from: that is how many rows the gradients of embedding and sampled softmax have. Most texts repeat words more.
  * @throws ConfigError for a model that cannot be, or ranks that do not fit hosts
  */
 export function planRanks(config: TrainConfig, vocabSize: number, ranks: number, hosts = 1): RanksPlan {
@@ -55,12 +56,11 @@ export function planRanks(config: TrainConfig, vocabSize: number, ranks: number,
   const sent = { rows: 0, gates: 0, gradients: 0, other: 0, all: 0 };
   // Gradients that every rank has: those of matrices, and those by rows.
   let dense = whole.parameters - whole.moeParameters - vocabSize * D;
-  const used = Math.min(rows, vocabSize);
+  const { used, classes: sampledClasses } = tokensOf(vocabSize, rows, config.sampled_softmax);
   let byRows = used * (D + 1) + 1;
   if (config.sampled_softmax > 0) {
-    const classes = Math.min(rows + config.sampled_softmax, vocabSize);
     dense -= vocabSize * (D + 1);
-    byRows += classes * (D + 3) + 2;
+    byRows += sampledClasses * (D + 3) + 2;
   }
   if (middle.kind === "moe") {
     const [first, second] = gateLevels(middle);
@@ -101,6 +101,23 @@ export function planRanks(config: TrainConfig, vocabSize: number, ranks: number,
     flopsPerByte: flops / sent.all,
     opsPerNumber: middle.kind === "moe" ? expertSize(expertWidths(middle, D), D, middle).weights / (2 * D) : 0,
   };
+}
+
+/** Expected number of different tokens among `rows` of a Zipfian text, and of those together with so many candidates. */
+function tokensOf(vocabSize: number, rows: number, candidates: number): { used: number; classes: number } {
+  const logMissed = Float64Array.from({ length: vocabSize }, (_, c) => Math.log1p(-logUniform(c, vocabSize)));
+  const met = (draws: number): number => logMissed.reduce((sum, log) => sum - Math.expm1(draws * log), 0);
+  const used = met(rows);
+  if (candidates >= vocabSize) return { used, classes: vocabSize };
+  // As many draws as give so many different candidates. What rows then add is what more draws would.
+  let [low, high] = [0, Math.max(candidates, 1)];
+  while (met(high) < candidates) high *= 2;
+  for (let i = 0; i < 40; i++) {
+    const middle = (low + high) / 2;
+    if (met(middle) < candidates) low = middle;
+    else high = middle;
+  }
+  return { used, classes: met(high + rows) };
 }
 
 /** Numbers that a rank sends in an all-reduce of so many. */

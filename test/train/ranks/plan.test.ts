@@ -7,6 +7,7 @@ import { afterAll, expect, test } from "vitest";
 import { runRanks } from "#sparsegate/comm/index.js";
 import { checkConfig } from "#sparsegate/train/config.js";
 import { planRanks } from "#sparsegate/train/plan-ranks.js";
+import { Draw } from "../../backend/helpers.js";
 import { run as command, sentences } from "../../cli/helpers.js";
 import type { Trained } from "./programs/train.mjs";
 
@@ -49,6 +50,28 @@ test("experts are a rank's share, and a hidden layer gives its width of multiply
   // Of three others, two are on the other host.
   expect(four.sentByHost).toBeCloseTo((2 * four.sent.all * 2) / 3, 6);
   expect(4 * four.flops).toBe(one.flops);
+});
+
+test("gradients by rows have as many rows as a Zipfian text has words, counted by drawing one", () => {
+  const [V, D, candidates, rows] = [1000, 16, 120, 120];
+  const config = checkConfig({ ...base, model: "LSTM", sampled_softmax: candidates }, "the test");
+  const draw = new Draw(3);
+  // Zipf's law by its own distribution function: P(word < w) = ln(w + 1) / ln(V + 1).
+  const word = (): number => Math.floor((V + 1) ** draw.next()) - 1;
+  let [used, classes] = [0, 0];
+  const TRIALS = 400;
+  for (let seed = 0; seed < TRIALS; seed++) {
+    used += new Set(Array.from({ length: rows }, word)).size / TRIALS;
+    const sampled = new Set(Array.from({ length: rows }, word));
+    const found = new Set<number>();
+    while (found.size < candidates) found.add(word());
+    classes += new Set([...sampled, ...found]).size / TRIALS;
+  }
+  const { parameters } = planRanks(config, V, 1);
+  const dense = parameters - V * D - V * (D + 1);
+  // Of two ranks each sends half of the sums' parts and its part of the sums: as many numbers as there are.
+  const expected = 4 * (dense + used * (D + 1) + 1 + classes * (D + 3) + 2);
+  expect(Math.abs(planRanks(config, V, 2).sent.gradients / expected - 1)).toBeLessThan(0.005);
 });
 
 test("sparsegate plan needs no text, and refuses more hosts than ranks", async () => {
