@@ -2,9 +2,10 @@
 
 import { checkInteger } from "../core/checks.js";
 import { ConfigError, expectation } from "../core/errors.js";
+import { placeExperts } from "./exchange.js";
 import { HierarchicalGate } from "./gates/hierarchical.js";
 import { gateTopK, makeGate, withOptions, type GateConfig } from "./gates/index.js";
-import { MoE, type BalanceOptions, type ExpertOptions } from "./layer.js";
+import { MoE, type BalanceOptions, type ExpertOptions, type MoEOptions } from "./layer.js";
 
 /** Sizes, gates and experts of a `HierarchicalMoE`. */
 export interface HierarchicalMoEOptions extends ExpertOptions, Omit<BalanceOptions, "capacityFactor" | "evalCapacityFactor" | "dropPolicy"> {
@@ -18,6 +19,8 @@ export interface HierarchicalMoEOptions extends ExpertOptions, Omit<BalanceOptio
   gate?: GateConfig;
   /** Gates inside the groups. Default: as `gate`. */
   secondaryGate?: GateConfig;
+  /** Spreads the groups over ranks, each with its gate and its experts on one; otherwise as that of `MoE`. */
+  comm?: MoEOptions["comm"];
   name?: string;
   seed?: number;
 }
@@ -42,12 +45,15 @@ export class HierarchicalMoE extends MoE {
     checkInteger(where, "numExperts[0] (groups)", groups, { min: 1 });
     checkInteger(where, "numExperts[1] (experts of each group)", perGroup, { min: 1 });
     if (topK !== undefined && (!Array.isArray(topK) || topK.length !== 2)) throw new ConfigError(expectation(where, "topK [groups a row goes to, experts it uses in each]", topK));
-    const { hiddenSize, name = "moe", seed = 0 } = rest;
+    const { hiddenSize, comm, name = "moe", seed = 0 } = rest;
+    const bounds = placeExperts(groups, comm?.size ?? 1);
+    const first = bounds[comm?.rank ?? 0]!;
+    const placed = comm && comm.size > 1 ? { first, count: bounds[comm.rank + 1]! - first } : undefined;
     const z = zLossWeight === undefined ? {} : { zLossWeight };
     const level = (config: GateConfig, numExperts: number, k: number | undefined, numGroups?: number) => {
       const named = withOptions(config);
       const chosen = k ?? (gateTopK(named.type, numExperts).fixed ? undefined : Math.min(TOP_K, numExperts));
-      return makeGate({ ...named, ...z } as GateConfig, { hiddenSize, numExperts, numGroups, topK: chosen, name: `${name}.gate.${numGroups === undefined ? "primary" : "secondary"}`, seed });
+      return makeGate({ ...named, ...z } as GateConfig, { hiddenSize, numExperts, numGroups, placed: numGroups === undefined ? undefined : placed, topK: chosen, name: `${name}.gate.${numGroups === undefined ? "primary" : "secondary"}`, seed });
     };
     super({
       ...rest,

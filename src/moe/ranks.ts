@@ -24,16 +24,14 @@ export class RankRows {
   readonly total: number;
   /** int32 (n): where each row of this rank stands among all. */
   readonly own: Tensor;
-  readonly #comm: Communicator;
+  readonly comm: Communicator;
   readonly #counts: Int32Array;
   /** int32 (total): for each row of all, its place where those of each rank stand one after the other. */
-  readonly #order: Tensor;
-  /** int32 (total): 1 for rows of other ranks. */
-  readonly #foreign: Tensor;
+  readonly order: Tensor;
 
   /** @param rows of this rank; @param rowIds where they stand among all; left out: after those of the ranks before @throws TensorError for ids that are no numbering */
   constructor(comm: Communicator, rows: number, x: Tensor, rowIds: Tensor | undefined) {
-    this.#comm = comm;
+    this.comm = comm;
     const counts = new Int32Array(comm.size);
     comm.allGather(Int32Array.of(rows), counts);
     this.#counts = counts;
@@ -50,10 +48,8 @@ export class RankRows {
       }
       order[row] = place;
     }
-    const foreign = new Int32Array(this.total).fill(1);
-    for (const row of own) foreign[row] = 0;
     const int = (data: Int32Array): Tensor => tensor(data, [data.length], "int32", x.backend);
-    [this.own, this.#order, this.#foreign] = [int(own), int(order), int(foreign)];
+    [this.own, this.order] = [int(own), int(order)];
   }
 
   /** The rows of all ranks (total, width) from those of each (n, width). The gradient that reaches this rank's rows is theirs. */
@@ -62,11 +58,11 @@ export class RankRows {
     const width = x.shape[1]!;
     const send = x.dataSync();
     const all = arrayLike(send, this.total * width);
-    this.#comm.allGather(send, all, Array.from(this.#counts, (n) => n * width));
+    this.comm.allGather(send, all, Array.from(this.#counts, (n) => n * width));
     const byRank = empty([this.total, width], "float32", backend);
     backend.write(byRank.buffer, all);
     const y = empty([this.total, width], "float32", backend);
-    backend.gatherRows(byRank.buffer, this.#order.buffer, y.buffer, this.total, width);
+    backend.gatherRows(byRank.buffer, this.order.buffer, y.buffer, this.total, width);
     return record("gather of ranks", y, [x], (dy) => {
       const dx = empty(x.shape, "float32", backend);
       backend.gatherRows(dy.buffer, this.own.buffer, dx.buffer, this.own.size, width);
@@ -74,20 +70,17 @@ export class RankRows {
     });
   }
 
-  /** x, of whose gradient this rank keeps its own rows. @param x (P, width), the same on all ranks; @param rows int32 (P): the row that each belongs to */
-  onlyOwn(x: Tensor, rows: Tensor): Tensor {
-    const { backend } = x;
-    const foreign = gatherIndices(this.#foreign, rows);
-    return record("own rows", x.alias(), [x], (dy) => {
-      const dx = empty(x.shape, "float32", backend);
-      backend.maskRows(foreign.buffer, dy.buffer, dx.buffer, x.shape[0]!, x.shape[1]!);
-      return [dx];
-    });
+  /** The rank that has a row. */
+  rankOf(row: number): number {
+    let place = this.order.dataSync()[row]!;
+    let rank = 0;
+    while (place >= this.#counts[rank]!) place -= this.#counts[rank++]!;
+    return rank;
   }
 
   /** A parameter that every rank uses alike: its gradient is the first rank's, none the others'. */
   once(parameter: Tensor): Tensor {
-    return record("once", parameter.alias(), [parameter], (dy) => [this.#comm.rank === 0 ? dy : zeros(parameter.shape, "float32", parameter.backend)]);
+    return record("once", parameter.alias(), [parameter], (dy) => [this.comm.rank === 0 ? dy : zeros(parameter.shape, "float32", parameter.backend)]);
   }
 
   /** The assignments of this rank's rows, in their order, out of those of all rows. */

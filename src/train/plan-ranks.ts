@@ -1,10 +1,11 @@
 /** What a run will need on ranks, reckoned without starting one: what each holds, computes and sends in a step (Shazeer et al. 2017, sections 3.1 and 3.2). */
 
 import { checkInteger } from "../core/checks.js";
-import { computeCost, expertSize, expertsPerRow, expertWidths, gateLevels, nameOf, totalExperts } from "../models/cost.js";
+import { computeCost, expertSize, expertsPerRow, expertWidths, gateLevels, nameOf, totalExperts, type GateLevel } from "../models/cost.js";
+import type { MiddleConfig } from "../models/language-model.js";
 import type { TrainConfig } from "./config.js";
 import { logUniform } from "../nn/candidates.js";
-import { planRun } from "./plan.js";
+import { momentsOf, planRun } from "./plan.js";
 import { modelConfig } from "./setup.js";
 
 /** Of the rank that has the most, where they differ; bytes are averages over ranks. */
@@ -51,7 +52,10 @@ export function planRanks(config: TrainConfig, vocabSize: number, ranks: number,
   const unit = middle.kind === "moe" && typeof middle.numExperts !== "number" ? middle.numExperts[1] : 1;
   const here = E === 0 ? 0 : (Math.ceil(E / unit / ranks) * unit) / E;
   const moeParameters = Math.round(whole.moeParameters * here);
-  const bytes = part.bytes - whole.bytesPerExpertParameter * (whole.moeParameters - moeParameters);
+  // Of the gates of a hierarchical mixture's groups, those that are here.
+  const { weights: groupGates, matrices } = secondaryGates(middle, D);
+  const gatesElsewhere = groupGates - Math.round(groupGates * here);
+  const bytes = part.bytes - whole.bytesPerExpertParameter * (whole.moeParameters - moeParameters) - 4 * (2 + momentsOf(config)) * gatesElsewhere;
 
   const sent = { rows: 0, gates: 0, gradients: 0, other: 0, all: 0 };
   // Gradients that every rank has: those of matrices, and those by rows.
@@ -64,12 +68,14 @@ export function planRanks(config: TrainConfig, vocabSize: number, ranks: number,
   }
   if (middle.kind === "moe") {
     const [first, second] = gateLevels(middle);
-    const matrices = (type: Parameters<typeof nameOf>[0]): number => (nameOf(type) === "noisy-top-k" ? 2 : 1);
-    sent.gates = 4 * others * (rows * matrices(first!.type) * first!.numExperts + (second ? rows * D : 0) + rows + 1);
+    sent.gates = 4 * others * (rows * matricesOf(first!) * first!.numExperts + rows + 1);
     if (second) {
-      const weights = second.count * matrices(second.type) * D * second.numExperts;
-      dense -= weights;
-      byRows += weights + matrices(second.type) * (second.count + 1);
+      const places = rows * second.perRow;
+      const logits = places * matrices * second.numExperts;
+      // Rows to the gates of their groups, their logits back, and the gradients the other way; which group each is of; then the logits to all.
+      const jitter = nameOf(second.type) === "switch" ? places : 0;
+      sent.gates += 4 * others * ((2 * places * D + 2 * logits + second.count + jitter) / ranks + logits);
+      dense -= groupGates;
     }
     // There and back, and the gradients the other way; and how many rows each expert gets.
     sent.rows = 4 * ((4 * rows * expertsPerRow(middle) * D * others) / ranks + (E * others) / ranks);
@@ -91,7 +97,7 @@ export function planRanks(config: TrainConfig, vocabSize: number, ranks: number,
   return {
     ranks,
     hosts,
-    parameters: whole.parameters - whole.moeParameters + moeParameters,
+    parameters: whole.parameters - whole.moeParameters + moeParameters - gatesElsewhere,
     moeParameters,
     bytes,
     bytesOfHost: bytes * ranksOfHost,
@@ -118,6 +124,17 @@ function tokensOf(vocabSize: number, rows: number, candidates: number): { used: 
     else high = middle;
   }
   return { used, classes: met(high + rows) };
+}
+
+/** Matrices of a gate: noisy top-k has one for the noise. */
+const matricesOf = ({ type }: Pick<GateLevel, "type">): number => (nameOf(type) === "noisy-top-k" ? 2 : 1);
+
+/** What the gates of a hierarchical mixture's groups have in their matrices. */
+function secondaryGates(middle: MiddleConfig, hiddenSize: number): { weights: number; matrices: number } {
+  const second = middle.kind === "moe" ? gateLevels(middle)[1] : undefined;
+  if (!second) return { weights: 0, matrices: 0 };
+  const matrices = matricesOf(second);
+  return { weights: second.count * matrices * hiddenSize * second.numExperts, matrices };
 }
 
 /** Numbers that a rank sends in an all-reduce of so many. */

@@ -59,7 +59,7 @@ export function planRun(config: TrainConfig, vocabSize: number): Plan {
 }
 
 /** Scalars that Adam keeps for each of a parameter's. */
-function momentsOf({ optimizer, beta1 }: TrainConfig): number {
+export function momentsOf({ optimizer, beta1 }: TrainConfig): number {
   return optimizer === "sgd" ? 0 : beta1 === 0 ? 1 : 2;
 }
 

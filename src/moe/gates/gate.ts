@@ -7,9 +7,11 @@ import { affine } from "../../tensor/ops/elementwise.js";
 import type { Groups } from "../../tensor/ops/gating.js";
 import { groupedMatmul, matmul } from "../../tensor/ops/products.js";
 import { bincount, type Assignments } from "../../tensor/ops/rows.js";
+import { slice } from "../../tensor/ops/shape.js";
 import { full, type Tensor } from "../../tensor/tensor.js";
 import { limitToCapacity, type CapacityOptions } from "../capacity.js";
 import { addLosses, zLoss } from "../losses.js";
+import type { GroupPlaces } from "../group-places.js";
 import type { RankRows } from "../ranks.js";
 
 /** What a gate decides about rows, before losses of balance and limits of capacity. */
@@ -45,8 +47,8 @@ export interface GroupedRows extends Groups {
   rowIds: Tensor;
   /** Rows of the layer: ids are below numRows·G. */
   numRows: number;
-  /** int32 (N): the row of the layer that each is, -1 in an unused tail. */
-  rows: Tensor;
+  /** On ranks: where the gates of the groups are, and the rows with them. */
+  places?: GroupPlaces;
 }
 
 /** What a gate is called with: on ranks, also how its rows are spread over them. */
@@ -83,6 +85,8 @@ export interface GateOptions extends CapacityOptions {
   init?: Init;
   /** Makes the gate a secondary one: each of so many groups has weights of its own. */
   numGroups?: number | undefined;
+  /** Of a secondary gate: W_g and its like for so many of the groups alone, from `first` on. The others are on other ranks. Default: all. */
+  placed?: { first: number; count: number } | undefined;
 }
 
 /** A gate whose decision rests on logits x·W_g: all of them, so far. */
@@ -93,7 +97,7 @@ export abstract class RouterGate extends Module implements Gate {
   readonly zLossWeight: number;
   readonly capacity: CapacityOptions;
   readonly numGroups: number | undefined;
-  /** W_g (D, E), or (G, D, E) */
+  /** W_g (D, E), or (G, D, E) for the groups that are here */
   readonly weight: Tensor;
 
   constructor(where: string, options: GateOptions, defaults: { name: string; init: Init; importanceWeight: number; loadWeight: number }) {
@@ -106,25 +110,32 @@ export abstract class RouterGate extends Module implements Gate {
     this.loadWeight = checkNumber(where, "loadWeight", options.loadWeight ?? defaults.loadWeight, { min: 0 });
     this.zLossWeight = checkNumber(where, "zLossWeight", options.zLossWeight ?? 0, { min: 0 });
     this.capacity = checkCapacity(where, options);
-    this.weight = parameter(`${name}.weight`, this.shape(hiddenSize, numExperts), init, seed);
+    this.weight = this.matrix(`${name}.weight`, options, init, seed);
   }
 
-  /** (D, E), or one such matrix a group. */
-  protected shape(rows: number, cols: number): number[] {
-    return this.numGroups === undefined ? [rows, cols] : [this.numGroups, rows, cols];
+  /** A parameter (D, E), or one such matrix a group. */
+  protected matrix(name: string, { hiddenSize, numExperts, numGroups, placed }: GateOptions, init: Init, seed: number): Tensor {
+    if (numGroups === undefined) return parameter(name, [hiddenSize, numExperts], init, seed);
+    const shard = placed && { first: placed.first, total: numGroups };
+    return parameter(name, [placed?.count ?? numGroups, hiddenSize, numExperts], init, seed, shard);
   }
 
   /**
-   * x·W, with each group's own W for the rows of a group: (N, E). On ranks the rows of all, computed each where it is; those in groups are all here, and
-   * each rank has the gradient of its own.
+   * x·W, with each group's own W for the rows of a group: (N, E). On ranks the rows of all, computed each where it is, or where its group is.
    */
   protected project(x: Tensor, weight: Tensor, { ranks }: GateContext, groups: GroupedRows | undefined): Tensor {
     if (groups?.count !== this.numGroups) {
       throw new TensorError(expectation(`${this.constructor.name}.route`, `rows in ${this.numGroups ?? "no"} groups (numGroups)`, groups?.count ?? "none"));
     }
-    const logits = groups ? groupedMatmul(x, weight, groups.offsets) : matmul(x, weight);
-    if (!ranks) return logits;
-    return groups ? ranks.onlyOwn(logits, groups.rows) : ranks.gather(logits);
+    const places = groups?.places;
+    if (places) {
+      // A gate made elsewhere has the matrices of all groups.
+      const here = weight.shard ? weight : slice(weight, 0, places.first, places.first + places.count);
+      return places.gather(groupedMatmul(x, here, places.offsets));
+    }
+    if (groups) return groupedMatmul(x, weight, groups.offsets);
+    const logits = matmul(x, weight);
+    return ranks ? ranks.gather(logits) : logits;
   }
 
   /** Experts and weights of each row from its logits (N, E). */
@@ -135,7 +146,7 @@ export abstract class RouterGate extends Module implements Gate {
     return x;
   }
 
-  /** The gate's choice with its own losses. @param groups of a secondary gate (`numGroups`): experts are numbered within each group */
+  /** The gate's choice with its own losses. @param groups of a secondary gate (`numGroups`): experts are numbered within each group; on ranks, x has the rows of the groups here (`GroupPlaces`) */
   route(x: Tensor, context: GateContext, groups?: GroupedRows): Choice {
     const logits = this.project(this.routerInput(x, context, groups), this.weight, context, groups);
     const choice = this.choose(logits, x, context, groups);

@@ -9,6 +9,7 @@ import { bincount, dispatch, routeByExpert } from "../../tensor/ops/rows.js";
 import { reshape } from "../../tensor/ops/shape.js";
 import { full, zeros, type Tensor } from "../../tensor/tensor.js";
 import { limitToCapacity } from "../capacity.js";
+import { GroupPlaces } from "../group-places.js";
 import { addLosses } from "../losses.js";
 import { measure, perRow, type Choice, type Gate, type GateContext, type GateOutput, type GroupedRows, type RouterGate } from "./gate.js";
 import { pick } from "./list.js";
@@ -57,16 +58,16 @@ export class HierarchicalGate extends Module implements Gate {
   forward(x: Tensor, context: GateContext): GateOutput {
     const { primary, secondary } = this;
     const [numGroups, perGroup] = [primary.numExperts, secondary.numExperts];
-    const all = context.ranks ? context.ranks.gather(x) : x;
-    const numRows = all.shape[0]!;
+    const numRows = context.ranks?.total ?? x.shape[0]!;
     const wanted = primary.route(x, context);
     const first: Choice = { ...wanted, experts: limitToCapacity(wanted.experts, wanted.gates, numGroups, primary.capacity, context.training) };
 
     // The rows of all groups, group after group: each place is a pair of a row and a group.
     const routing = routeByExpert(first, numGroups);
     const groupOf = gatherIndices(reshape(first.experts, [-1]), routing.order);
-    const groups: GroupedRows = { offsets: routing.offsets, count: numGroups, groupOf, rowIds: addIndices(groupOf, routing.rows, numGroups), numRows, rows: routing.rows };
-    const second = secondary.route(dispatch(all, routing), context, groups);
+    const places = context.ranks && new GroupPlaces(context.ranks, first, routing, numGroups);
+    const groups: GroupedRows = { offsets: routing.offsets, count: numGroups, groupOf, rowIds: addIndices(groupOf, routing.rows, numGroups), numRows, ...(places ? { places } : {}) };
+    const second = secondary.route(places ? places.toGroups(x) : dispatch(x, routing), context, groups);
 
     const placeGates = pick(reshape(first.gates, [-1]), routing.order);
     const assigned = assign(second, placeGates, routing.rows, groups, perGroup);

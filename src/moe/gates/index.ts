@@ -13,8 +13,8 @@ import { SwitchGate, type SwitchOptions } from "./switch.js";
 import { TopKGate, type TopKOptions } from "./top-k.js";
 
 /** What a layer tells its gate; the rest are options of the gate's own. */
-export type LayerGiven = "hiddenSize" | "numExperts" | "topK" | "name" | "seed" | "numGroups" | "init";
-const GIVEN: ReadonlySet<string> = new Set<LayerGiven>(["hiddenSize", "numExperts", "topK", "name", "seed", "numGroups", "init"]);
+export type LayerGiven = "hiddenSize" | "numExperts" | "topK" | "name" | "seed" | "numGroups" | "placed" | "init";
+const GIVEN: ReadonlySet<string> = new Set<LayerGiven>(["hiddenSize", "numExperts", "topK", "name", "seed", "numGroups", "placed", "init"]);
 /** Options of a gate's own: without those that the layer tells it. */
 export type OwnOptions<Options> = Omit<Options, LayerGiven>;
 
@@ -80,7 +80,7 @@ function knownGate(name: GateName): (typeof GATES)[GateName] {
 }
 
 /** @throws ConfigError for an unknown name, an option that the gate does not know, or a number of experts a row that it does not have */
-export function makeGate(config: GateConfig, given: Pick<GateOptions, "hiddenSize" | "numExperts" | "numGroups" | "name" | "seed"> & { topK?: number | undefined }): RouterGate {
+export function makeGate(config: GateConfig, given: Pick<GateOptions, "hiddenSize" | "numExperts" | "numGroups" | "placed" | "name" | "seed"> & { topK?: number | undefined }): RouterGate {
   const { type, ...own } = withOptions(config);
   const known = knownGate(type);
   for (const [name, value] of Object.entries(own)) if (value !== undefined) checkOption(type, name, known.options);

@@ -2,7 +2,6 @@
 
 import { checkInteger } from "../../core/checks.js";
 import { streamId } from "../../core/random.js";
-import { parameter } from "../../nn/module.js";
 import { noisyTopK } from "../../tensor/ops/gating.js";
 import { softmax, topK } from "../../tensor/ops/reduce.js";
 import { slice } from "../../tensor/ops/shape.js";
@@ -22,15 +21,15 @@ export interface NoisyTopKOptions extends GateOptions {
  */
 export class NoisyTopKGate extends RouterGate {
   readonly topK: number;
-  /** W_noise (D, E), or (G, D, E) */
+  /** W_noise (D, E), or (G, D, E) for the groups that are here */
   readonly noiseWeight: Tensor;
   readonly #stream: number;
 
   constructor(options: NoisyTopKOptions) {
     super("NoisyTopKGate", options, { name: "gate", init: { kind: "zeros" }, importanceWeight: 0.1, loadWeight: 0.1 });
-    const { hiddenSize, numExperts, topK: k, name = "gate", init = { kind: "zeros" }, seed = 0 } = options;
+    const { numExperts, topK: k, name = "gate", init = { kind: "zeros" }, seed = 0 } = options;
     this.topK = checkInteger("NoisyTopKGate", "topK", k, { min: 1, max: numExperts, hint: `A row cannot use more experts than there are (numExperts ${numExperts}).` });
-    this.noiseWeight = parameter(`${name}.noiseWeight`, this.shape(hiddenSize, numExperts), init, seed);
+    this.noiseWeight = this.matrix(`${name}.noiseWeight`, options, init, seed);
     this.#stream = streamId("gate", name);
   }
 

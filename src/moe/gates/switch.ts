@@ -39,7 +39,8 @@ export class SwitchGate extends RouterGate {
 
   protected override routerInput(x: Tensor, context: GateContext, groups: GroupedRows | undefined): Tensor {
     if (!context.training || this.jitter === 0) return x;
-    return mul(x, rowsOfUniform(x, 1 - this.jitter, 1 + this.jitter, { seed: context.seed, stream: this.#stream, step: context.step }, context.firstRow, groups, context.ranks));
+    const rows = groups?.places ? { ...groups, rowIds: groups.places.rowIds() } : groups;
+    return mul(x, rowsOfUniform(x, 1 - this.jitter, 1 + this.jitter, { seed: context.seed, stream: this.#stream, step: context.step }, context.firstRow, rows, context.ranks));
   }
 
   protected choose(logits: Tensor, _x: Tensor, _context: GateContext, groups: GroupedRows | undefined): Choice {

@@ -13,6 +13,7 @@ interface Result {
   importance: number[];
   load: number[];
   offsets: number[];
+  /** first: where the part that is here begins, of the whole */
   gradients: Record<string, { first?: number; dense: number[] }>;
   state: Record<string, number[]>;
   parameters: number;
@@ -41,7 +42,7 @@ function gradients(results: readonly Result[], like: Result): Record<string, num
       const total = new Array<number>(dense.length).fill(0);
       for (const { gradients } of results) {
         const { first = 0, dense: part } = gradients[name] ?? { dense: [] };
-        const at = first * (dense.length / (like.offsets.length - 1));
+        const at = Math.round(first * dense.length);
         for (const [i, v] of part.entries()) total[at + i]! += v;
       }
       return [name, total];
@@ -155,7 +156,22 @@ test("each rank has the parameters of its experts alone", async () => {
 
 test("a group of a hierarchical layer stays on one rank", async () => {
   const results = await onRanks(2, { hierarchical: true, options: { numExperts: [3, 2], expertHiddenSize: 4 } });
-  expect(results.map(({ gradients }) => gradients["experts.inputWeight"]!.first)).toEqual([0, 2]);
+  for (const name of ["experts.inputWeight", "gate.secondary.weight", "gate.secondary.noiseWeight"])
+    expect(results.map(({ gradients }) => gradients[name]!.first), name).toEqual([0, 1 / 3]);
+  const [groups, elsewhere] = [2 * 6 * 3, 2 * 6 * 2 + 2 * (2 * 6 * 4)];
+  expect(results.map(({ parameters }) => parameters)).toEqual([groups + elsewhere, groups + 2 * elsewhere]);
+});
+
+test("a hierarchical gate made elsewhere has the gates of all groups on every rank, and the same gradients", async () => {
+  const data = { madeGate: true, options: { numExperts: 6, expertHiddenSize: 4 } };
+  const results = await onRanks(3, data);
+  expectSame(results, alone(data), EXACT);
+  for (const { gradients } of results) expect(gradients["gate.secondary.weight"]!.first).toBeUndefined();
+});
+
+test.each(["noisy-top-k", "expert-choice"])("rows of a rank in any order, above groups (%s)", async (gate) => {
+  const data = { hierarchical: true, options: { numExperts: [5, 2], expertHiddenSize: 4, gate, secondaryGate: "switch" }, spread: "backwards" };
+  expectSame(await onRanks(3, data), alone({ ...data, spread: "blocks" }), EXACT);
 });
 
 test("a batch without rows on any rank gives no output and no loss", async () => {

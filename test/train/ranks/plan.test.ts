@@ -24,6 +24,7 @@ const base = {
 const cases = {
   "flat noisy top-k": { model: "MoE-12", top_k: 2 },
   hierarchical: { model: "MoE-12", branching: 6 },
+  "hierarchical, Switch in the groups": { model: "MoE-12", branching: 6, secondary_gate: "switch" },
   "strictly balanced": { model: "MoE-12", gate: "strictly-balanced", top_k: 2 },
   "shared experts": { model: "MoE-12", gate: "switch", shared_experts: 1 },
   "no mixture": { model: "LSTM" },
@@ -72,6 +73,13 @@ test("gradients by rows have as many rows as a Zipfian text has words, counted b
   // Of two ranks each sends half of the sums' parts and its part of the sums: as many numbers as there are.
   const expected = 4 * (dense + used * (D + 1) + 1 + classes * (D + 3) + 2);
   expect(Math.abs(planRanks(config, V, 2).sent.gradients / expected - 1)).toBeLessThan(0.005);
+});
+
+test("the gates of a hierarchical mixture's groups are a rank's share", () => {
+  const config = checkConfig({ ...base, model: "MoE-12", branching: 6 }, "the test");
+  const [one, two] = [planRanks(config, 100, 1), planRanks(config, 100, 2)];
+  // Of six groups of two experts, three: their experts, and the matrices of gate and noise.
+  expect(one.parameters - two.parameters).toBe(one.moeParameters / 2 + 3 * 2 * 16 * 2);
 });
 
 test("sparsegate plan needs no text, and refuses more hosts than ranks", async () => {

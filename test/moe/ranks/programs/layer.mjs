@@ -2,6 +2,8 @@
 
 import { CpuBackend } from "#sparsegate/backend/cpu/index.js";
 import { ReferenceBackend } from "#sparsegate/backend/reference/index.js";
+import { HierarchicalGate } from "#sparsegate/moe/gates/hierarchical.js";
+import { NoisyTopKGate } from "#sparsegate/moe/gates/noisy-top-k.js";
 import { HierarchicalMoE } from "#sparsegate/moe/hierarchical.js";
 import { MoE } from "#sparsegate/moe/layer.js";
 import { Linear } from "#sparsegate/nn/layers.js";
@@ -20,18 +22,25 @@ export function numbers(count, seed) {
 const SPREADS = {
   lanes: (rows, size) => Array.from({ length: size }, (_, r) => [...new Array(rows).keys()].filter((row) => (row % 7) % size === r)),
   blocks: (rows, size) => Array.from({ length: size }, (_, r) => [...new Array(rows).keys()].filter((row) => Math.floor((row * size) / rows) === r)),
+  backwards: (rows, size) => Array.from({ length: size }, (_, r) => [...new Array(rows).keys()].reverse().filter((row) => (row % 7) % size === r)),
   last: (rows, size) => Array.from({ length: size }, (_, r) => (r === size - 1 ? [...new Array(rows).keys()] : [])),
 };
 
-export default function layer(comm, { options, hierarchical = false, modules = false, rows = 42, width = 6, spread = "lanes", training = true, backend = "reference", toOne = false }) {
+export default function layer(comm, { options, hierarchical = false, madeGate = false, modules = false, rows = 42, width = 6, spread = "lanes", training = true, backend = "reference", toOne = false }) {
   const made = backend === "reference" ? new ReferenceBackend() : new CpuBackend({ threads: 1 });
   const before = setDefaultBackend(made);
   try {
     const here = SPREADS[spread](rows, comm?.size ?? 1)[comm?.rank ?? 0];
     const experts = modules ? { experts: (i) => new Linear({ name: `expert.${i}`, inputSize: width, outputSize: width, seed: 3 }) } : {};
-    const moe = new (hierarchical ? HierarchicalMoE : MoE)({ hiddenSize: width, seed: 3, ...options, ...experts, comm });
+    const level = (numExperts, name, numGroups) => new NoisyTopKGate({ hiddenSize: width, numExperts, numGroups, topK: 2, name });
+    const gate = madeGate ? { gate: new HierarchicalGate({ primary: level(3, "gate.primary"), secondary: level(options.numExperts / 3, "gate.secondary", 3) }) } : {};
+    const moe = new (hierarchical ? HierarchicalMoE : MoE)({ hiddenSize: width, seed: 3, ...options, ...experts, ...gate, comm });
     // Gates that start at zero would show little.
-    for (const [name, p] of moe.namedParameters()) if (name.startsWith("gate")) made.write(p.buffer, numbers(p.size, name.length).map((v, i) => (toOne && i % options.numExperts === 1 ? 3 : v)));
+    for (const [name, p] of moe.namedParameters()) {
+      if (!name.startsWith("gate")) continue;
+      const before = p.shard ? (p.shard.first * p.size) / p.shape[0] || 0 : 0;
+      made.write(p.buffer, numbers(before + p.size, name.length).slice(before).map((v, i) => (toOne && i % options.numExperts === 1 ? 3 : v)));
+    }
     const pick = (seed) => {
       const all = numbers(rows * width, seed).map((v) => (toOne ? Math.abs(v) : v));
       return tensor(here.flatMap((row) => all.slice(row * width, (row + 1) * width)), [here.length, width]);
@@ -54,7 +63,7 @@ export default function layer(comm, { options, hierarchical = false, modules = f
         const slot = Math.floor(i / each);
         if (!flags || flags[slot] >= 0) dense[(flags ? flags[slot] : 0) * each + (i % each)] += v;
       });
-      gradients[name] = { first: p.shard?.first, dense };
+      gradients[name] = { first: p.shard && p.shard.first / p.shard.total, dense };
     }
     return {
       here, width,
