@@ -41,13 +41,13 @@ export class GroupPlaces {
     this.#routing = routeByExpert({ experts: own.experts, ...(own.rows && own.rowOffsets ? { rows: own.rows, rowOffsets: own.rowOffsets } : {}) }, numGroups);
     this.#exchange = new RowExchange(comm, bounds, this.#routing);
 
-    const [offsets, rows, placeOfRow] = [routing.offsets.dataSync(), routing.rows.dataSync(), ranks.order.dataSync()];
+    const [offsets, rows] = [routing.offsets.dataSync(), routing.rows.dataSync()];
     const used = offsets[numGroups]!;
     const groupOf = new Int32Array(used);
     for (let g = 0; g < numGroups; g++) groupOf.fill(g, offsets[g], offsets[g + 1]);
-    const rankOf = Int32Array.from({ length: used }, (_, p) => ranks.rankOf(rows[p]!));
+    const rankOf = groupOf.map((_, p) => ranks.rankOf(rows[p]!));
     // As `#routing` of each rank has them: by group, then in the order of the rank's rows.
-    const byRank = Int32Array.from(groupOf.keys()).sort((a, b) => rankOf[a]! - rankOf[b]! || groupOf[a]! - groupOf[b]! || placeOfRow[rows[a]!]! - placeOfRow[rows[b]!]!);
+    const byRank = Int32Array.from(groupOf.keys()).sort((a, b) => rankOf[a]! - rankOf[b]! || groupOf[a]! - groupOf[b]! || ranks.places[rows[a]!]! - ranks.places[rows[b]!]!);
     const counts = new Array<number>(comm.size).fill(0);
     for (const rank of rankOf) counts[rank]!++;
     const source = new Int32Array(rows.length).fill(-1);

@@ -26,8 +26,9 @@ export class RankRows {
   readonly own: Tensor;
   readonly comm: Communicator;
   readonly #counts: Int32Array;
-  /** int32 (total): for each row of all, its place where those of each rank stand one after the other. */
-  readonly order: Tensor;
+  /** For each row of all, its place where those of each rank stand one after the other. */
+  readonly places: Int32Array;
+  readonly #order: Tensor;
 
   /** @param rows of this rank; @param rowIds where they stand among all; left out: after those of the ranks before @throws TensorError for ids that are no numbering */
   constructor(comm: Communicator, rows: number, x: Tensor, rowIds: Tensor | undefined) {
@@ -49,7 +50,8 @@ export class RankRows {
       order[row] = place;
     }
     const int = (data: Int32Array): Tensor => tensor(data, [data.length], "int32", x.backend);
-    [this.own, this.order] = [int(own), int(order)];
+    this.places = order;
+    [this.own, this.#order] = [int(own), int(order)];
   }
 
   /** The rows of all ranks (total, width) from those of each (n, width). The gradient that reaches this rank's rows is theirs. */
@@ -62,7 +64,7 @@ export class RankRows {
     const byRank = empty([this.total, width], "float32", backend);
     backend.write(byRank.buffer, all);
     const y = empty([this.total, width], "float32", backend);
-    backend.gatherRows(byRank.buffer, this.order.buffer, y.buffer, this.total, width);
+    backend.gatherRows(byRank.buffer, this.#order.buffer, y.buffer, this.total, width);
     return record("gather of ranks", y, [x], (dy) => {
       const dx = empty(x.shape, "float32", backend);
       backend.gatherRows(dy.buffer, this.own.buffer, dx.buffer, this.own.size, width);
@@ -72,7 +74,7 @@ export class RankRows {
 
   /** The rank that has a row. */
   rankOf(row: number): number {
-    let place = this.order.dataSync()[row]!;
+    let place = this.places[row]!;
     let rank = 0;
     while (place >= this.#counts[rank]!) place -= this.#counts[rank++]!;
     return rank;
