@@ -16,6 +16,7 @@ export { smoothedCrossEntropy, type SmoothedLoss } from "./nn/label-smoothing.js
 export { logUniformCandidates } from "./nn/candidates.js";
 export { MoE, type MoEOptions, type MoEOutput, type BalanceOptions, type ExpertOptions } from "./moe/layer.js";
 export { HierarchicalMoE, type HierarchicalMoEOptions } from "./moe/hierarchical.js";
+export { GroupPlaces } from "./moe/group-places.js";
 export { RankRows, type Assigned } from "./moe/ranks.js";
 export { ModuleExperts, type ExpertModule, type Experts } from "./moe/experts.js";
 export { FeedForwardExperts, type FeedForwardOptions, type Activation } from "./moe/feed-forward.js";

@@ -13,8 +13,9 @@ import { arrayLike, type Assigned, type RankRows } from "./ranks.js";
 
 /** Places are pairs of a row and a group that it was dealt to, group after group. Made by all ranks at once, which then call the same methods in the same order. */
 export class GroupPlaces {
-  /** Of the groups that are here. */
+  /** The first of the groups that are here. */
   readonly first: number;
+  /** How many groups are here. */
   readonly count: number;
   readonly #ranks: RankRows;
   readonly #numGroups: number;

@@ -24,6 +24,7 @@ export class RankRows {
   readonly total: number;
   /** int32 (n): where each row of this rank stands among all. */
   readonly own: Tensor;
+  /** The ranks that the batch is spread over. */
   readonly comm: Communicator;
   readonly #counts: Int32Array;
   /** For each row of all, its place where those of each rank stand one after the other. */

@@ -94,6 +94,7 @@ export function record(name: string, output: Tensor, inputs: readonly Tensor[], 
   return output;
 }
 
+/** What `backward` may be told. */
 export interface BackwardOptions {
   /** Gradient of `loss`, in its shape; default: 1 for a scalar. */
   seed?: Tensor;
