@@ -12,6 +12,11 @@ export function placeExperts(numExperts: number, ranks: number, unit = 1): numbe
   return Array.from({ length: ranks + 1 }, (_, r) => Math.floor((r * units) / ranks) * unit);
 }
 
+/** Of these, what rank `rank` has. */
+export function placedOn(bounds: readonly number[], rank: number): { first: number; count: number } {
+  return { first: bounds[rank]!, count: bounds[rank + 1]! - bounds[rank]! };
+}
+
 /** An exchange of rows that are grouped by expert. Made by all ranks at once; each then calls the same methods in the same order. */
 export class RowExchange {
   /** int32: the experts here have the rows offsets[e]..offsets[e + 1] of what comes. */

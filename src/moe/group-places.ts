@@ -4,12 +4,12 @@
  */
 
 import { addIndices, gatherIndices } from "../tensor/ops/gating.js";
-import { dispatch, routeByExpert, type Assignments, type Routing } from "../tensor/ops/rows.js";
+import { dispatch, routeByExpert, type Routing } from "../tensor/ops/rows.js";
 import { reshape } from "../tensor/ops/shape.js";
-import { noGrad, record } from "../tensor/tape.js";
-import { empty, tensor, type Tensor } from "../tensor/tensor.js";
-import { placeExperts, RowExchange } from "./exchange.js";
-import { arrayLike, type Assigned, type RankRows } from "./ranks.js";
+import { noGrad } from "../tensor/tape.js";
+import { tensor, type Tensor } from "../tensor/tensor.js";
+import { placedOn, placeExperts, RowExchange } from "./exchange.js";
+import { gatherOfRanks, type Assigned, type RankRows } from "./ranks.js";
 
 /** Places are pairs of a row and a group that it was dealt to, group after group. Made by all ranks at once, which then call the same methods in the same order. */
 export class GroupPlaces {
@@ -33,13 +33,12 @@ export class GroupPlaces {
   constructor(ranks: RankRows, choice: Assigned, routing: Routing, numGroups: number) {
     const { comm } = ranks;
     const bounds = placeExperts(numGroups, comm.size);
-    this.first = bounds[comm.rank]!;
-    this.count = bounds[comm.rank + 1]! - this.first;
+    ({ first: this.first, count: this.count } = placedOn(bounds, comm.rank));
     this.#ranks = ranks;
     this.#numGroups = numGroups;
-    const own: Assignments = noGrad(() => ranks.take(choice));
+    const own = noGrad(() => ranks.take(choice));
     this.#groups = reshape(own.experts, [-1]);
-    this.#routing = routeByExpert({ experts: own.experts, ...(own.rows && own.rowOffsets ? { rows: own.rows, rowOffsets: own.rowOffsets } : {}) }, numGroups);
+    this.#routing = routeByExpert(own, numGroups);
     this.#exchange = new RowExchange(comm, bounds, this.#routing);
 
     const [offsets, rows] = [routing.offsets.dataSync(), routing.rows.dataSync()];
@@ -79,23 +78,7 @@ export class GroupPlaces {
 
   /** What the groups here made of their rows, by way of the ranks that the rows are from, to all: (P, width), in the order of places. Its gradient is that of each rank's own rows, as in `RankRows`. */
   gather(made: Tensor): Tensor {
-    const { backend } = made;
-    const { comm } = this.#ranks;
     const own = this.#exchange.fromExperts(made, this.#routing.rows.size);
-    const width = own.shape[1]!;
-    const used = this.#counts[comm.rank]!;
-    const send = own.dataSync().subarray(0, used * width);
-    const total = this.#counts.reduce((sum, n) => sum + n, 0);
-    const all = arrayLike(send, total * width);
-    comm.allGather(send, all, this.#counts.map((n) => n * width));
-    const byRank = empty([total, width], "float32", backend);
-    backend.write(byRank.buffer, all);
-    const y = empty([this.#source.size, width], "float32", backend);
-    backend.gatherRows(byRank.buffer, this.#source.buffer, y.buffer, this.#source.size, width);
-    return record("gather of places", y, [own], (dy) => {
-      const gradient = empty(own.shape, "float32", backend);
-      backend.gatherRows(dy.buffer, this.#own.buffer, gradient.buffer, this.#own.size, width);
-      return [gradient];
-    });
+    return gatherOfRanks(this.#ranks.comm, own, this.#counts, this.#source, this.#own);
   }
 }

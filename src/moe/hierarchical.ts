@@ -2,7 +2,7 @@
 
 import { checkInteger } from "../core/checks.js";
 import { ConfigError, expectation } from "../core/errors.js";
-import { placeExperts } from "./exchange.js";
+import { placedOn, placeExperts } from "./exchange.js";
 import { HierarchicalGate } from "./gates/hierarchical.js";
 import { gateTopK, makeGate, withOptions, type GateConfig } from "./gates/index.js";
 import { MoE, type BalanceOptions, type ExpertOptions, type MoEOptions } from "./layer.js";
@@ -46,9 +46,7 @@ export class HierarchicalMoE extends MoE {
     checkInteger(where, "numExperts[1] (experts of each group)", perGroup, { min: 1 });
     if (topK !== undefined && (!Array.isArray(topK) || topK.length !== 2)) throw new ConfigError(expectation(where, "topK [groups a row goes to, experts it uses in each]", topK));
     const { hiddenSize, comm, name = "moe", seed = 0 } = rest;
-    const bounds = placeExperts(groups, comm?.size ?? 1);
-    const first = bounds[comm?.rank ?? 0]!;
-    const placed = comm && comm.size > 1 ? { first, count: bounds[comm.rank + 1]! - first } : undefined;
+    const placed = comm && comm.size > 1 ? placedOn(placeExperts(groups, comm.size), comm.rank) : undefined;
     const z = zLossWeight === undefined ? {} : { zLossWeight };
     const level = (config: GateConfig, numExperts: number, k: number | undefined, numGroups?: number) => {
       const named = withOptions(config);

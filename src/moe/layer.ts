@@ -16,7 +16,7 @@ import type { Gate } from "./gates/gate.js";
 import { isGate, makeGate, withOptions, type GateConfig } from "./gates/index.js";
 import { HierarchicalGate } from "./gates/hierarchical.js";
 import { addLosses, balanceLoss } from "./losses.js";
-import { placeExperts, RowExchange } from "./exchange.js";
+import { placedOn, placeExperts, RowExchange } from "./exchange.js";
 import { RankRows, type Assigned } from "./ranks.js";
 
 /** Experts of an `MoE` layer. */
@@ -138,9 +138,7 @@ export class MoE extends Module {
     this.#comm = options.comm && options.comm.size > 1 ? options.comm : undefined;
     // Each secondary mixture is on one rank (section 3.1).
     this.#bounds = placeExperts(numExperts, this.#comm?.size ?? 1, this.gate instanceof HierarchicalGate ? this.gate.secondary.numExperts : 1);
-    const { rank } = this.#comm ?? { rank: 0 };
-    const first = this.#bounds[rank]!;
-    const placed = this.#comm && { first, count: this.#bounds[rank + 1]! - first };
+    const placed = this.#comm && placedOn(this.#bounds, this.#comm.rank);
     this.experts = options.experts
       ? customExperts(options.experts, numExperts, placed)
       : new FeedForwardExperts({ ...ofExperts, numExperts, expertHiddenSize, placed, name: `${name}.experts` });

@@ -57,20 +57,7 @@ export class RankRows {
 
   /** The rows of all ranks (total, width) from those of each (n, width). The gradient that reaches this rank's rows is theirs. */
   gather(x: Tensor): Tensor {
-    const { backend } = x;
-    const width = x.shape[1]!;
-    const send = x.dataSync();
-    const all = arrayLike(send, this.total * width);
-    this.comm.allGather(send, all, Array.from(this.#counts, (n) => n * width));
-    const byRank = empty([this.total, width], "float32", backend);
-    backend.write(byRank.buffer, all);
-    const y = empty([this.total, width], "float32", backend);
-    backend.gatherRows(byRank.buffer, this.#order.buffer, y.buffer, this.total, width);
-    return record("gather of ranks", y, [x], (dy) => {
-      const dx = empty(x.shape, "float32", backend);
-      backend.gatherRows(dy.buffer, this.own.buffer, dx.buffer, this.own.size, width);
-      return [dx];
-    });
+    return gatherOfRanks(this.comm, x, this.#counts, this.#order, this.own);
   }
 
   /** The rank that has a row. */
@@ -108,6 +95,28 @@ export class RankRows {
     if (rows) return { ...mine, rows: int(rowOf), rowOffsets: int(offsets) };
     return { experts: reshape(mine.experts, [own.length, k]), gates: reshape(mine.gates, [own.length, k]) };
   }
+}
+
+/**
+ * The rows of all ranks, in an order that they share, from those of each. The gradient that reaches this rank's rows is theirs.
+ * @param x (n, width), of which the first counts[rank] go to all; @param order int32: for each row of the result its place where those of each rank stand one
+ * after the other; @param own int32 (n): for each row of x its place in the result. Of both, -1 for none
+ */
+export function gatherOfRanks(comm: Communicator, x: Tensor, counts: ArrayLike<number>, order: Tensor, own: Tensor): Tensor {
+  const { backend } = x;
+  const width = x.shape[1]!;
+  const send = x.dataSync().subarray(0, counts[comm.rank]! * width);
+  const numbers = Array.from(counts, (n) => n * width);
+  const all = arrayLike(send, numbers.reduce((sum, n) => sum + n, 0));
+  comm.allGather(send, all, numbers);
+  const byRank = tensor(all, [all.length / width, width], "float32", backend);
+  const y = empty([order.size, width], "float32", backend);
+  backend.gatherRows(byRank.buffer, order.buffer, y.buffer, order.size, width);
+  return record("gather of ranks", y, [x], (dy) => {
+    const dx = empty(x.shape, "float32", backend);
+    backend.gatherRows(dy.buffer, own.buffer, dx.buffer, own.size, width);
+    return [dx];
+  });
 }
 
 /** An array of the type of another. */
