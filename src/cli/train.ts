@@ -12,7 +12,8 @@ import { Progress } from "../train/progress.js";
 import { checkSameModel, openCheckpoint, runFolder, tokenizerOf } from "../train/restore.js";
 import { caveats, effectiveMoe } from "../train/moe-config.js";
 import { corporaOf, makeDatasets, modelConfig } from "../train/setup.js";
-import { checkpointsInTheWay, trainOn, type TrainResult } from "../train/trainer.js";
+import { checkpointsInTheWay } from "../train/run.js";
+import { trainOn, type TrainResult } from "../train/trainer.js";
 import { isTranslation } from "../train/translation/config.js";
 import { translationPreset } from "../train/translation/presets.js";
 import { openBackend } from "./backend.js";
@@ -160,7 +161,7 @@ function report(config: TrainConfig, result: TrainResult, json: boolean): void {
     peak_bytes: result.peakBytes,
     valid_perplexity: result.valid?.perplexity ?? null,
     test_perplexity: result.test?.perplexity ?? null,
-    ...(result.bestStep === undefined ? {} : { best_step: result.bestStep }),
+    ...(result.best === undefined ? {} : { best_step: result.best.step }),
     output_dir: config.output_dir,
   };
   if (json) process.stdout.write(`${JSON.stringify(summary)}\n`);

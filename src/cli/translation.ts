@@ -13,7 +13,7 @@ import { writeFileAtomic } from "../train/atomic.js";
 import type { Checkpoint } from "../train/checkpoint.js";
 import { Progress } from "../train/progress.js";
 import { tokenizerOf } from "../train/restore.js";
-import { checkpointsInTheWay } from "../train/trainer.js";
+import { checkpointsInTheWay } from "../train/run.js";
 import { translationModelConfig, type TranslationConfig } from "../train/translation/config.js";
 import { attentionPage } from "../train/translation/attention-page.js";
 import { makeTranslationDatasets, readCorpora } from "../train/translation/data.js";
@@ -75,7 +75,7 @@ export async function trainTranslationCommand(config: TranslationConfig, checkpo
     valid_perplexity: valid?.perplexity ?? null,
     valid_bleu: valid?.bleu ?? null,
     best_step: best?.step ?? null,
-    best_valid_bleu: best?.bleu ?? null,
+    best_valid_bleu: best ? -best.loss : null,
     test_perplexity: test?.perplexity ?? null,
     test_bleu: test?.bleu ?? null,
     bleu_signature: (valid ?? test)?.texts[0]?.bleu.signature ?? null,

@@ -2,7 +2,7 @@
 
 /** What is kept of it in a checkpoint. */
 export interface EarlyStoppingState {
-  /** The lowest loss, in nats, and the step it was at; null before the first evaluation. */
+  /** The lowest loss (nats, or whatever is to be low) and the last step it was at; null before the first evaluation. */
   best: { step: number; loss: number } | null;
   /** Evaluations since. */
   since: number;
@@ -16,16 +16,14 @@ export class EarlyStopping {
   /** @param patience evaluations without a lower loss after which training ends; never when undefined */
   constructor(readonly patience: number | undefined) {}
 
-  /** Takes an evaluation in. One of a step that was seen already, as when it is made again, counts once. @returns whether it is the lowest so far */
+  /** Takes an evaluation in. One of a step that was seen already, as when it is made again, counts once. @returns whether none was lower */
   observe(step: number, loss: number): boolean {
     if (this.#best !== null && step === this.#best.step) return false;
-    if (this.#best === null || loss < this.#best.loss) {
-      this.#best = { step, loss };
-      this.#since = 0;
-      return true;
-    }
-    this.#since++;
-    return false;
+    const lowest = this.#best?.loss ?? Infinity;
+    this.#since = loss < lowest ? 0 : this.#since + 1;
+    if (this.#best !== null && !(loss <= lowest)) return false;
+    this.#best = { step, loss };
+    return true;
   }
 
   /** Whether training is to end. */
@@ -33,9 +31,9 @@ export class EarlyStopping {
     return this.patience !== undefined && this.#since >= this.patience;
   }
 
-  /** The step of the lowest loss. */
-  get bestStep(): number | undefined {
-    return this.#best?.step;
+  /** The lowest loss and its step; of equal ones the last, which was trained longer. */
+  get best(): { step: number; loss: number } | undefined {
+    return this.#best ?? undefined;
   }
 
   /** For a checkpoint. */

@@ -20,20 +20,20 @@ afterAll(() => {
 });
 
 describe("EarlyStopping", () => {
-  test("stops after so many evaluations that are not lower than the lowest, counting anew from each that is", () => {
+  test("stops after so many evaluations that are not lower than the lowest, counting anew from each that is; of equal ones the last is the best", () => {
     const stopping = new EarlyStopping(2);
-    const seen = [5, 4, 4, 3.9, 4.5, 3.9].map((loss, i) => [stopping.observe(10 * i, loss), stopping.stops, stopping.bestStep]);
+    const seen = [5, 4, 4, 3.9, 4.5, 3.9].map((loss, i) => [stopping.observe(10 * i, loss), stopping.stops, stopping.best?.step]);
     expect(seen).toEqual([
       [true, false, 0],
       [true, false, 10],
-      [false, false, 10],
+      [true, false, 20],
       [true, false, 30],
       [false, false, 30],
-      [false, true, 30],
+      [true, true, 50],
     ]);
     const again = new EarlyStopping(2);
     again.restore(JSON.parse(JSON.stringify(stopping.state())));
-    expect([again.stops, again.bestStep]).toEqual([true, 30]);
+    expect([again.stops, again.best?.step]).toEqual([true, 50]);
   });
 
   test("never stops without a patience, nor before the first evaluation", () => {
@@ -43,7 +43,7 @@ describe("EarlyStopping", () => {
     expect(new EarlyStopping(1).stops).toBe(false);
     const fresh = new EarlyStopping(1);
     fresh.restore(undefined);
-    expect([fresh.bestStep, fresh.stops]).toEqual([undefined, false]);
+    expect([fresh.best, fresh.stops]).toEqual([undefined, false]);
   });
 });
 
@@ -82,7 +82,7 @@ describe("a run with a patience of three", () => {
     const result = await train(config, text);
     const found = evaluations("whole");
     const best = found.reduce((a, b) => (b.loss < a.loss ? b : a));
-    expect(result).toMatchObject({ finished: true, steps: best.step + 15, bestStep: best.step });
+    expect(result).toMatchObject({ finished: true, steps: best.step + 15, best: { step: best.step } });
     expect(result.steps).toBeLessThan(400);
     expect(found.at(-1)!.step).toBe(result.steps);
     // What is tested is what best/ holds; the model itself goes on from its last step.
@@ -140,6 +140,6 @@ describe("a run with a patience of three", () => {
     );
     const plain = await train(configOf("plain", { max_steps: 5, patience: undefined }), text);
     plain.model.dispose();
-    expect([plain.bestStep, existsSync(join(root, "plain/best"))]).toEqual([undefined, false]);
+    expect([plain.best, existsSync(join(root, "plain/best"))]).toEqual([undefined, false]);
   });
 });

@@ -97,8 +97,11 @@ describe("a run on disk", () => {
     expect(scores).toHaveLength(6);
     const highest = Math.max(...scores.map(([, bleu]) => bleu));
     const best = scores.findLast(([, bleu]) => bleu === highest)!;
-    expect(result.best).toEqual({ step: best[0], bleu: best[1] });
-    expect(readdirSync(join(run, "best"))).toEqual([`checkpoint-${best[0]}`]);
+    expect(result.best).toEqual({ step: best[0], loss: -best[1] });
+    // That of the best before stays, in case a kill undoes this one.
+    const kept = readdirSync(join(run, "best"));
+    expect(kept).toContain(`checkpoint-${best[0]}`);
+    expect(kept.length).toBeLessThanOrEqual(2);
     expect(readdirSync(run).filter((name) => name.startsWith("checkpoint")).sort()).toEqual(["checkpoint-40", "checkpoint-50", "checkpoint-60"]);
     expect(records.at(-2)).toMatchObject({ step: 60, "moe/expert_load/encoder/0": expect.any(Number), "moe/load_cv2/decoder": expect.any(Number) });
   });
@@ -151,6 +154,16 @@ describe("a run on disk", () => {
     // Any script goes through bytes.
     expect(typeof translate(model, datasets.tokenizer, ["ᚠᚢᚦ 𒀀"], { beamSize: 1 }).translations[0]![0]!.text).toBe("string");
   });
+});
+
+test("a patience ends it: so many evaluations without a higher BLEU, and the test text is that of the best step", { timeout: 60_000 }, async () => {
+  // Nothing is learnt, so that the first evaluation is never beaten.
+  const config = configOf({ model: "LSTM", max_steps: 50, eval_steps: 2, patience: 3, learning_rate: 1e-30, schedule: "constant" }, join(root, "patience"));
+  const { valid, ...rest } = makeTranslationDatasets(config, corpora());
+  const result = await trainTranslation(config, { ...rest, valid: valid!, test: valid! });
+  expect(result).toMatchObject({ finished: true, steps: 8 });
+  expect(result.test!.loss).toBe(result.valid!.loss);
+  await expect(trainTranslation(config, rest, { overwrite: true })).rejects.toThrow("patience (--patience): expected a text for evaluation while training, got \"none\".");
 });
 
 test("one model of several directions has a token of the target language in front of each source, and an evaluation for each", { timeout: 60_000 }, async () => {

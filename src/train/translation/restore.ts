@@ -11,8 +11,8 @@ import type { Tokenizer } from "../../text/tokenizer.js";
 import { checkpointSteps, type Checkpoint } from "../checkpoint.js";
 import { checkConfig } from "../config.js";
 import { fillTensors, openCheckpoint, tokenizerOf } from "../restore.js";
+import { BEST_FOLDER } from "../run.js";
 import { isTranslation, translationModelConfig, type TranslationConfig } from "./config.js";
-import { BEST_FOLDER } from "./trainer.js";
 
 /** Which checkpoint of a run is meant. */
 export interface Which {
