@@ -13,6 +13,6 @@ export default async function main(comm: Communicator, { options, stop }: RankDa
     },
   };
   const run = prepare(options);
-  const result = await trainRank(run, comm, () => signal, new Progress({ enabled: run.progress && comm.rank === 0 }));
-  return result.finished;
+  const { finished } = await trainRank(run, comm, () => signal, new Progress({ enabled: run.progress && comm.rank === 0 }));
+  return finished;
 }

@@ -20,6 +20,7 @@ import { openBackend } from "./backend.js";
 import { bytes, compact, table } from "./format.js";
 import { makeOutputFolder } from "./output.js";
 import { stopSignal, type Stop } from "./stop.js";
+import { dryRunTranslation, trainTranslationRank } from "./translation.js";
 
 type Options = Record<string, unknown>;
 
@@ -33,12 +34,10 @@ export interface RankData {
 export async function trainCommand(options: Options): Promise<void> {
   // Whatever can be refused is, before ranks are started and text is read.
   const run = prepare(options);
-  if (isTranslation(run.config)) {
-    const size = (options["ranks"] as number | undefined) ?? (await communicator()).size;
-    if (size > 1) throw new ConfigError(expectation("train --task translation", "one rank: only language models are spread over ranks yet", size));
-    return (await import("./translation.js")).trainTranslationCommand(run.config, run.checkpoint, options);
+  if (options["dryRun"] === true) {
+    if (isTranslation(run.config)) return dryRunTranslation(run.config, run.checkpoint, new Progress({ enabled: run.progress }), run.json);
+    return dryRun(run.config, run.checkpoint, run.json);
   }
-  if (options["dryRun"] === true) return dryRun(run.config, run.checkpoint, run.json);
   const ranks = options["ranks"] as number | undefined;
   if (ranks !== undefined && ranks > 1) return trainInThreads(ranks, options, run);
   const comm = await communicator();
@@ -79,6 +78,7 @@ interface Prepared {
   checkpoint: Checkpoint | undefined;
   overwrite: boolean;
   json: boolean;
+  /** Whether progress is shown. */
   progress: boolean;
 }
 
@@ -105,14 +105,15 @@ function claimOutput({ config, checkpoint, overwrite }: Prepared): void {
   checkpointsInTheWay(config, { overwrite }, checkpoint);
 }
 
-/** A run as one rank, which may be the only one; the first says how it went. */
+/** A run as one rank, which may be the only one; the first says how it went. @returns whether it was finished */
 export async function trainRank(
-  { config, checkpoint, overwrite, json }: Prepared,
+  { config, checkpoint, overwrite, json }: Omit<Prepared, "progress">,
   comm: Communicator,
   listen: () => Pick<AbortSignal, "aborted">,
   progress: Progress,
-): Promise<TrainResult> {
+): Promise<{ finished: boolean }> {
   const first = comm.rank === 0;
+  if (isTranslation(config)) return trainTranslationRank({ config, checkpoint, overwrite, json }, comm, listen, progress);
   const datasets = makeDatasets(config, corporaOf(config), checkpoint && tokenizerOf(checkpoint));
   openBackend({ quiet: !first });
   if (first) for (const note of caveats(config)) process.stderr.write(`${note}\n`);

@@ -1,6 +1,7 @@
 /** What the commands do with translation models: training, evaluation, and `sparsegate translate`. */
 
 import { readFileSync } from "node:fs";
+import type { Communicator } from "../comm/index.js";
 import { translationCost, translationParameters } from "../models/cost.js";
 import { ConfigError, FileError, expectation } from "../core/errors.js";
 import { defaultBackend } from "../tensor/default-backend.js";
@@ -13,17 +14,15 @@ import { writeFileAtomic } from "../train/atomic.js";
 import type { Checkpoint } from "../train/checkpoint.js";
 import { Progress } from "../train/progress.js";
 import { tokenizerOf } from "../train/restore.js";
-import { checkpointsInTheWay } from "../train/run.js";
 import { translationModelConfig, type TranslationConfig } from "../train/translation/config.js";
 import { attentionPage } from "../train/translation/attention-page.js";
-import { makeTranslationDatasets, readCorpora } from "../train/translation/data.js";
+import { makeTranslationDatasets, readCorpora, type TranslationDatasets } from "../train/translation/data.js";
 import { evaluateTranslation } from "../train/translation/evaluate.js";
 import { loadTranslationModel, type LoadedTranslation } from "../train/translation/restore.js";
 import { trainTranslation } from "../train/translation/trainer.js";
 import { translateSteps, type TranslateOptions, type Translation } from "../train/translation/translate.js";
 import { openBackend } from "./backend.js";
-import { makeOutputFolder, print } from "./output.js";
-import { stopSignal } from "./stop.js";
+import { print } from "./output.js";
 
 type Options = Record<string, unknown>;
 
@@ -32,62 +31,71 @@ const BATCHES_AT_ONCE = 16;
 /** Translations whose attention is drawn: a page is to be looked at. */
 const FIGURES = 20;
 
-export async function trainTranslationCommand(config: TranslationConfig, checkpoint: Checkpoint | undefined, options: Options): Promise<void> {
-  const [overwrite, json] = [options["overwrite"] === true, options["json"] === true];
-  const dryRun = options["dryRun"] === true;
-  if (!dryRun) {
-    // What can be refused is refused before the text is read.
-    makeOutputFolder(config.output_dir);
-    checkpointsInTheWay(config, { overwrite }, checkpoint);
-  }
-  const progress = new Progress({ enabled: options["progress"] !== false });
-  const corpora = await readCorpora(config);
-  const datasets = makeTranslationDatasets(config, corpora, checkpoint && tokenizerOf(checkpoint));
-  const [{ tooLong, pairs }] = datasets.train.groups as [(typeof datasets.train.groups)[number]];
-  const { emptySource, emptyTarget, emptyBoth } = corpora.train[0]!.leftOut;
-  progress.note(`Text: ${pairs} pairs to train on; ${tooLong} left out as too long, ${emptySource + emptyTarget + emptyBoth} as empty.`);
-  if (dryRun) {
-    // Complains where a pair does not fit into a batch.
-    void new PairBatchStream(datasets.train, { batchTokens: config.batch_tokens, seed: config.seed });
-    // Without making it: those of the paper do not fit into the memory of one process.
-    const model = translationModelConfig(config, datasets.tokenizer.vocabSize);
-    print(
-      { model: config.model, vocab_size: model.vocabSize, parameters: translationParameters(model), ops_per_timestep: translationCost(model).opsPerTimestep, pairs, too_long: tooLong },
-      json,
-    );
-    return;
-  }
-  openBackend();
-  const stop = stopSignal(() => progress.announce("Stopping after this step; then a checkpoint is written. Once more to stop at once, without one."));
-  const result = await trainTranslation(config, datasets, { progress, signal: stop.signal, overwrite }, checkpoint).catch((error: unknown) => {
+/** A run of a translation model as one rank, which may be the only one; the first says how it went. @returns whether it was finished */
+export async function trainTranslationRank(
+  { config, checkpoint, overwrite, json }: { config: TranslationConfig; checkpoint: Checkpoint | undefined; overwrite: boolean; json: boolean },
+  comm: Communicator,
+  listen: () => Pick<AbortSignal, "aborted">,
+  progress: Progress,
+): Promise<{ finished: boolean }> {
+  const first = comm.rank === 0;
+  const { datasets, note } = await datasetsOf(config, checkpoint);
+  if (first) progress.note(note);
+  openBackend({ quiet: !first });
+  const result = await trainTranslation(config, datasets, { progress, signal: listen(), overwrite, comm }, checkpoint).catch((error: unknown) => {
     progress.finish(); // an error message begins on a line of its own
     throw error;
   });
-  progress.finish(`${config.model}: ${result.steps} steps, ${Math.round(result.tokensPerSecond)} target tokens/s`);
-  const { valid, test, best } = result;
-  const summary = {
-    model: config.model,
-    steps: result.steps,
-    finished: result.finished,
-    tokens_per_second: Math.round(result.tokensPerSecond),
-    seconds: Math.round(result.seconds),
-    peak_bytes: result.peakBytes,
-    valid_perplexity: valid?.perplexity ?? null,
-    valid_bleu: valid?.bleu ?? null,
-    best_step: best?.step ?? null,
-    best_valid_bleu: best ? -best.loss : null,
-    test_perplexity: test?.perplexity ?? null,
-    test_bleu: test?.bleu ?? null,
-    bleu_signature: (valid ?? test)?.texts[0]?.bleu.signature ?? null,
-    output_dir: config.output_dir,
-  };
-  print(json ? summary : Object.fromEntries(Object.entries(summary).filter(([, value]) => value !== null)), json);
-  if (!result.finished) {
-    process.stderr.write(`Interrupted at step ${result.steps} of ${config.max_steps}. Go on with: sparsegate train --resume ${config.output_dir}\n`);
-    process.exitCode = stop.exitCode();
+  if (first) {
+    progress.finish(`${config.model}: ${result.steps} steps, ${Math.round(result.tokensPerSecond)} target tokens/s`);
+    const { valid, test, best } = result;
+    const summary = {
+      model: config.model,
+      steps: result.steps,
+      finished: result.finished,
+      tokens_per_second: Math.round(result.tokensPerSecond),
+      seconds: Math.round(result.seconds),
+      peak_bytes: result.peakBytes,
+      valid_perplexity: valid?.perplexity ?? null,
+      valid_bleu: valid?.bleu ?? null,
+      best_step: best?.step ?? null,
+      best_valid_bleu: best ? -best.loss : null,
+      test_perplexity: test?.perplexity ?? null,
+      test_bleu: test?.bleu ?? null,
+      bleu_signature: (valid ?? test)?.texts[0]?.bleu.signature ?? null,
+      output_dir: config.output_dir,
+    };
+    print(json ? summary : Object.fromEntries(Object.entries(summary).filter(([, value]) => value !== null)), json);
+    if (!result.finished) {
+      process.stderr.write(`Interrupted at step ${result.steps} of ${config.max_steps}. Go on with: sparsegate train --resume ${config.output_dir}\n`);
+    }
   }
-  stop.end();
   defaultBackend().dispose();
+  return result;
+}
+
+/** What a run would be, without making it. */
+export async function dryRunTranslation(config: TranslationConfig, checkpoint: Checkpoint | undefined, progress: Progress, json: boolean): Promise<void> {
+  const { datasets, note } = await datasetsOf(config, checkpoint);
+  progress.note(note);
+  // Complains where a pair does not fit into a batch.
+  void new PairBatchStream(datasets.train, { batchTokens: config.batch_tokens, seed: config.seed });
+  // The model is not made: those of the paper do not fit into the memory of one process.
+  const model = translationModelConfig(config, datasets.tokenizer.vocabSize);
+  const tooLong = datasets.train.groups.reduce((sum, group) => sum + group.tooLong, 0);
+  print(
+    { model: config.model, vocab_size: model.vocabSize, parameters: translationParameters(model), ops_per_timestep: translationCost(model).opsPerTimestep, pairs: datasets.train.pairs, too_long: tooLong },
+    json,
+  );
+}
+
+/** The texts of a run, and what to say of them. */
+async function datasetsOf(config: TranslationConfig, checkpoint: Checkpoint | undefined): Promise<{ datasets: TranslationDatasets; note: string }> {
+  const corpora = await readCorpora(config);
+  const datasets = makeTranslationDatasets(config, corpora, checkpoint && tokenizerOf(checkpoint));
+  const tooLong = datasets.train.groups.reduce((sum, group) => sum + group.tooLong, 0);
+  const empty = corpora.train.reduce((sum, { leftOut }) => sum + leftOut.emptySource + leftOut.emptyTarget + leftOut.emptyBoth, 0);
+  return { datasets, note: `Text: ${datasets.train.pairs} pairs to train on; ${tooLong} left out as too long, ${empty} as empty.` };
 }
 
 /** Options of a search, as the flags of `translate` and `eval` give them. */

@@ -29,6 +29,11 @@ export interface BeamOptions {
   maxLength?: (sourceLength: number) => number;
   /** How many hypotheses are given of each sentence, at most K. Default 1. */
   nBest?: number;
+  /**
+   * Where the model's experts are spread over ranks, all of which search at once, each for its own sentences (or none): whether something is true on any of
+   * them. A rank that is done takes part in the mixtures of the others.
+   */
+  anyRank?: (value: boolean) => boolean;
 }
 
 /** A translation. */
@@ -93,7 +98,7 @@ export function coverage(attention: readonly ArrayLike<number>[], sourceLength: 
  * @throws ConfigError for an option out of range; NonFiniteError for a model that gives no probabilities
  */
 export function beamSearch(model: TranslationModel, batch: SourceBatch, options: BeamOptions): Hypothesis[][] {
-  const { eosId, beamSize: K = 4, lengthPenalty = 0.6, coveragePenalty = 0, maxLength = (n) => 2 * n + 10, nBest = 1 } = options;
+  const { eosId, beamSize: K = 4, lengthPenalty = 0.6, coveragePenalty = 0, maxLength = (n) => 2 * n + 10, nBest = 1, anyRank = (value) => value } = options;
   const where = "beamSearch";
   const V = model.config.vocabSize;
   checkInteger(where, "eosId", eosId, { min: 0, max: V - 1 });
@@ -124,12 +129,21 @@ export function beamSearch(model: TranslationModel, batch: SourceBatch, options:
   };
 
   noGrad(() => {
+    if (sentences.length === 0) {
+      model.idle("encoder");
+      while (anyRank(false)) model.idle("decoder");
+      return;
+    }
     const decoder = new LaneDecoder(model, batch, K);
     try {
       // The first beam of each sentence alone is in use: all would be the same.
       let lanes = sentences.flatMap((sentence) => Array.from({ length: K }, (_, k): Lane => ({ sentence, logProbability: k === 0 ? 0 : UNUSED })));
       let ids = new Int32Array(lanes.length).fill(eosId);
-      while (lanes.length > 0) {
+      while (anyRank(lanes.length > 0)) {
+        if (lanes.length === 0) {
+          model.idle("decoder");
+          continue;
+        }
         const scores = Float64Array.from(lanes, ({ logProbability }) => logProbability);
         const { values, indices, ends, attention } = decoder.step(ids, scores, eosId, Math.min(2 * K, K * V));
         const width = values.length / (lanes.length / K);

@@ -3,6 +3,7 @@
  * decoder. With the MoE replaced it is the dense baseline of equal computation.
  */
 
+import type { Communicator } from "../comm/communicator.js";
 import { checkInteger, checkNumber } from "../core/checks.js";
 import { ConfigError, type NonFiniteError, expectation } from "../core/errors.js";
 import { MoE, type MoEOutput } from "../moe/layer.js";
@@ -17,6 +18,7 @@ import { add, sigmoid } from "../tensor/ops/elementwise.js";
 import type { LstmState } from "../tensor/ops/lstm.js";
 import { moveBack, moveRows, type RowMove } from "../tensor/ops/rows.js";
 import { reshape } from "../tensor/ops/shape.js";
+import { scope } from "../tensor/scope.js";
 import { noGrad } from "../tensor/tape.js";
 import { empty, tensor, type Tensor } from "../tensor/tensor.js";
 import { FeedForward, makeMoE, type MiddleConfig } from "./language-model.js";
@@ -58,6 +60,8 @@ export interface SourceBatch {
 
 /** A batch of pairs, as `PairBatchStream` makes them. */
 export interface TranslationBatch extends SourceBatch {
+  /** On ranks: the lengths of all lanes of the batch, of which these are those from `first` on. Steps are those of the whole batch. */
+  readonly whole?: { readonly first: number; readonly sourceLengths: Int32Array; readonly targetLengths: Int32Array };
   /** (targetSteps, batchSize) the id before each target. */
   readonly inputs: Int32Array;
   /** (targetSteps, batchSize) ids, −1 in the padding behind each sentence. */
@@ -116,8 +120,11 @@ export class TranslationModel extends Module {
   readonly softmaxBias: Tensor;
   readonly #dropouts: ReadonlyMap<string, Dropout>;
 
-  /** @throws ConfigError for a size or rate that cannot be used, or a middle of LSTM layers */
-  constructor(config: TranslationModelConfig) {
+  /**
+   * @param comm spreads the experts of both mixtures over its ranks, see `MoEOptions.comm`
+   * @throws ConfigError for a size or rate that cannot be used, or a middle of LSTM layers
+   */
+  constructor(config: TranslationModelConfig, comm?: Communicator) {
     super();
     this.config = config;
     const where = "TranslationModel";
@@ -130,7 +137,7 @@ export class TranslationModel extends Module {
     checkNumber(where, "labelSmoothing", labelSmoothing, { min: 0, max: 0.999 });
     if (middle.kind === "lstm") throw new ConfigError(expectation(where, "a middle moe, dense or none", middle.kind));
     const makeMiddle = (name: string): MoE | FeedForward | undefined => {
-      if (middle.kind === "moe") return makeMoE(middle, hiddenSize, seed, { name, where });
+      if (middle.kind === "moe") return makeMoE(middle, hiddenSize, seed, { name, where, comm });
       return middle.kind === "dense" ? new FeedForward({ hiddenSize, hiddenSizes: middle.hiddenSizes, name, seed }) : undefined;
     };
     const sizes = { seed, inputSize: hiddenSize, hiddenSize: lstmSize, projectionSize: lstmSize === hiddenSize ? undefined : hiddenSize };
@@ -153,34 +160,36 @@ export class TranslationModel extends Module {
   }
 
   /** What the decoder attends to. Positions of the padding are left out of everything. */
-  encode(batch: SourceBatch, context: RunContext = EVALUATION, watch: LayerWatch = () => {}): { memory: AttentionMemory; routed?: RoutedLayer } {
-    const { sources, sourceLengths, sourceSteps: S, batchSize: B } = batch;
-    const lanes = new Lanes(sourceLengths, S);
-    const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `encoder.${layer}`, context, watch);
+  encode(batch: SourceBatch & Pick<TranslationBatch, "whole">, context: RunContext = EVALUATION, watch: LayerWatch = () => {}): { memory: AttentionMemory; routed?: RoutedLayer } {
+    const { sources, sourceLengths, sourceSteps: S, batchSize: B, whole } = batch;
+    const lanes = new Lanes(sourceLengths, S, whole && { first: whole.first, lengths: whole.sourceLengths });
+    const inLanes = withRowIds(context, lanes.rowIds());
+    const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `encoder.${layer}`, inLanes, watch);
     const x0 = drop(this.embedding.forward(tensor(sources, [S, B], "int32")), "embedding");
     const x1 = this.#residual(drop(this.bidirectional.forward(x0, lanes), "lstm.0"), x0);
     const x2 = this.#residual(drop(this.encoderLstm[0].forward(x1).output, "lstm.1"), x1);
-    const { output: x3, routed } = this.#middle("encoder", this.encoderMiddle, x2, lanes.packing(), context, watch);
+    const { output: x3, routed } = this.#middle("encoder", this.encoderMiddle, x2, lanes.packing(), withRowIds(context, lanes.packedRowIds()), watch);
     const x4 = this.#residual(drop(this.encoderLstm[1].forward(x3).output, "lstm.2"), x3);
     return { memory: this.attentive.memory(x4, lanes.attentionBias()), ...(routed ? { routed } : {}) };
   }
 
   /**
    * The vectors that the softmax sees, for some steps of the decoder.
-   * @param inputs int32 (T, B) @param state of the step before; the start when left out @param packing rows that are no padding; all when left out
+   * @param inputs int32 (T, B) @param state of the step before; the start when left out @param lanes which rows are no padding; all when left out
    * @returns output (T, B, D), the state after the last step, and attention (T, B, S)
    */
   decode(
     memory: AttentionMemory,
     inputs: Tensor,
     state?: DecoderState,
-    { context = EVALUATION, packing, watch = () => {} }: { context?: RunContext; packing?: RowMove; watch?: LayerWatch } = {},
+    { context = EVALUATION, lanes, watch = () => {} }: { context?: RunContext; lanes?: Lanes; watch?: LayerWatch } = {},
   ): { output: Tensor; state: DecoderState; attention: Tensor; routed?: RoutedLayer } {
-    const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `decoder.${layer}`, context, watch);
+    const inLanes = withRowIds(context, lanes?.rowIds());
+    const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `decoder.${layer}`, inLanes, watch);
     const y0 = drop(this.embedding.forward(inputs), "embedding");
     const attended = this.attentive.forward(y0, memory, state?.[0]);
     const y1 = this.#residual(drop(attended.output, "lstm.0"), y0);
-    const { output: y2, routed } = this.#middle("decoder", this.decoderMiddle, y1, packing, context, watch);
+    const { output: y2, routed } = this.#middle("decoder", this.decoderMiddle, y1, lanes?.packing(), withRowIds(context, lanes?.packedRowIds()), watch);
     const last = this.decoderLstm.forward(y2, state?.[1]);
     const y3 = this.#residual(drop(last.output, "lstm.1"), y2);
     return { output: y3, state: [attended.state, last.state], attention: attended.weights, ...(routed ? { routed } : {}) };
@@ -200,9 +209,11 @@ export class TranslationModel extends Module {
     const { inputs, targets, targetSteps: T, batchSize: B } = batch;
     const lengths = new Int32Array(B);
     targets.forEach((id, i) => (lengths[i % B]! += id >= 0 ? 1 : 0));
-    const packing = new Lanes(lengths, T).packing();
+    const { whole } = batch;
+    const lanes = new Lanes(lengths, T, whole && { first: whole.first, lengths: whole.targetLengths });
+    const packing = lanes.packing();
     const encoded = this.encode(batch, context, watch);
-    const decoded = this.decode(encoded.memory, tensor(inputs, [T, B], "int32"), undefined, { context, packing, watch });
+    const decoded = this.decode(encoded.memory, tensor(inputs, [T, B], "int32"), undefined, { context, lanes, watch });
     const rows = moveRows(reshape(decoded.output, [-1, this.config.hiddenSize]), packing);
     const classes = Int32Array.from(packing.index.dataSync(), (row) => targets[row]!);
     const { loss, crossEntropy } = smoothedCrossEntropy(rows, this.#classes, this.softmaxBias, tensor(classes, [classes.length], "int32"), this.config.labelSmoothing);
@@ -222,6 +233,12 @@ export class TranslationModel extends Module {
    */
   explainNonFinite(where: string, loss: number, batch: TranslationBatch, context: RunContext): NonFiniteError {
     return explainNonFinite(this, where, loss, (watch) => void this.forward(batch, context, watch));
+  }
+
+  /** Takes part in what all ranks do in a mixture at once, where this one has no rows for it. */
+  idle(part: "encoder" | "decoder"): void {
+    const layer = part === "encoder" ? this.encoderMiddle : this.decoderMiddle;
+    if (layer instanceof MoE) noGrad(() => scope(() => void layer.forward(empty([0, this.config.hiddenSize]), EVALUATION)));
   }
 
   get #classes(): Tensor {
@@ -248,4 +265,9 @@ export class TranslationModel extends Module {
     const joined = this.#residual(this.#drop(this.config.sigmoid ? sigmoid(y) : y, `${part}.middle`, context, watch), rows);
     return { output: reshape(packing ? moveRows(joined, moveBack(packing)) : joined, x.shape), ...(routed ? { routed } : {}) };
   }
+}
+
+/** A context for rows of one kind: numbered among those of all ranks, where there are several. */
+function withRowIds(context: RunContext, rowIds: Tensor | undefined): RunContext {
+  return rowIds ? { ...context, rowIds } : context;
 }

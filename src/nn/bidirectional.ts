@@ -14,10 +14,12 @@ const NEVER = -1e30;
 /** B sentences side by side, (time, batch), of T steps at most: each fills the first steps of its lane, and padding the rest. */
 export class Lanes {
   readonly batchSize: number;
-  /** @throws TensorError for a length above `steps` */
+  #packing: RowMove | undefined;
+  /** @param whole on ranks: the lengths of all lanes of the batch, of which these are those from `first` on @throws TensorError for a length above `steps` */
   constructor(
     readonly lengths: Int32Array,
     readonly steps: number,
+    readonly whole?: { readonly first: number; readonly lengths: Int32Array } | undefined,
   ) {
     this.batchSize = lengths.length;
     for (const length of lengths) if (!(length >= 0 && length <= steps)) throw new TensorError(expectation("Lanes", `lengths from 0 to ${steps} steps`, length));
@@ -30,11 +32,36 @@ export class Lanes {
     return rowMove(index, index.length);
   }
 
-  /** Leaves out the padding: rows of the sentences alone, by step and then lane. `moveBack` of it puts zeros there again. */
+  /** Leaves out the padding: rows of the sentences alone, by step and then lane. `moveBack` of it puts zeros there again. Made once. */
   packing(): RowMove {
+    if (this.#packing) return this.#packing;
     const rows: number[] = [];
     this.#visit((row) => rows.push(row));
-    return rowMove(rows, this.steps * this.batchSize);
+    return (this.#packing = rowMove(rows, this.steps * this.batchSize));
+  }
+
+  /** int32 (T·B): where each row stands among those of all ranks; undefined where the lanes are the whole batch. */
+  rowIds(): Tensor | undefined {
+    if (!this.whole) return undefined;
+    const { first, lengths } = this.whole;
+    const ids = Int32Array.from({ length: this.steps * this.batchSize }, (_, i) => Math.floor(i / this.batchSize) * lengths.length + first + (i % this.batchSize));
+    return tensor(ids, [ids.length], "int32");
+  }
+
+  /** int32: the same of the rows that `packing` leaves. */
+  packedRowIds(): Tensor | undefined {
+    if (!this.whole) return undefined;
+    const { first, lengths } = this.whole;
+    const ids: number[] = [];
+    let id = 0;
+    for (let t = 0; t < this.steps; t++) {
+      for (const [lane, length] of lengths.entries()) {
+        if (t >= length) continue;
+        if (lane >= first && lane < first + this.batchSize) ids.push(id);
+        id++;
+      }
+    }
+    return tensor(ids, [ids.length], "int32");
   }
 
   /** (B, S) what is added to scores of attention: 0, and −1e30 in the padding. */

@@ -6,11 +6,13 @@
 import type { CommArray, Communicator, Pending } from "../comm/communicator.js";
 import { firstNonFinite } from "../core/checks.js";
 import { NonFiniteError } from "../core/errors.js";
-import type { LanguageModel } from "../models/language-model.js";
+import type { TranslationBatch } from "../models/translation-model.js";
+import type { Module } from "../nn/module.js";
 import { rowGradient } from "../tensor/ops/rows.js";
 import { keep, scope } from "../tensor/scope.js";
 import { tensor, type Shard, type Tensor } from "../tensor/tensor.js";
 import type { Batch } from "../text/batches.js";
+import type { PairBatch } from "../text/pair-batches.js";
 
 /** Bytes of gradients that are added up together: large enough that a message's time counts little, small enough that one bucket travels while the next is filled. */
 const BUCKET_BYTES = 4 * 2 ** 20;
@@ -28,15 +30,40 @@ export function lanesOf(batchSize: number, { rank, size }: Pick<Communicator, "r
 
 /** This rank's lanes of a batch. */
 export function ownLanes(batch: Batch, comm: Pick<Communicator, "rank" | "size">): Batch {
-  const { first, count } = lanesOf(batch.batchSize, comm);
-  const cut = (all: Int32Array): Int32Array => {
-    const own = new Int32Array(batch.timeSteps * count);
-    for (let t = 0; t < batch.timeSteps; t++) own.set(all.subarray(t * batch.batchSize + first, t * batch.batchSize + first + count), t * count);
-    return own;
-  };
+  const lanes = lanesOf(batch.batchSize, comm);
+  const cut = (all: Int32Array): Int32Array => cutLanes(all, batch.timeSteps, lanes);
   const targets = cut(batch.targets);
-  return { ...batch, inputs: cut(batch.inputs), targets, resets: cut(batch.resets), batchSize: count, tokens: targets.reduce((n, target) => n + (target >= 0 ? 1 : 0), 0) };
+  return { ...batch, inputs: cut(batch.inputs), targets, resets: cut(batch.resets), batchSize: lanes.count, tokens: countTargets(targets) };
 }
+
+/** This rank's pairs of a batch, which may be none, and what it has to know of the others. */
+export function ownPairs(batch: PairBatch, comm: Pick<Communicator, "rank" | "size">): TranslationBatch & { readonly tokens: number } {
+  const { sourceLengths, sourceSteps, targetSteps } = batch;
+  const lanes = lanesOf(batch.batchSize, comm);
+  const targets = cutLanes(batch.targets, targetSteps, lanes);
+  const targetLengths = new Int32Array(batch.batchSize);
+  batch.targets.forEach((id, i) => (targetLengths[i % batch.batchSize]! += id >= 0 ? 1 : 0));
+  return {
+    sources: cutLanes(batch.sources, sourceSteps, lanes),
+    sourceLengths: sourceLengths.slice(lanes.first, lanes.first + lanes.count),
+    inputs: cutLanes(batch.inputs, targetSteps, lanes),
+    targets,
+    sourceSteps,
+    targetSteps,
+    batchSize: lanes.count,
+    tokens: countTargets(targets),
+    whole: { first: lanes.first, sourceLengths, targetLengths },
+  };
+}
+
+/** Of a rectangle (time, lane) the columns of some lanes. */
+function cutLanes(all: Int32Array, steps: number, { first, count, total }: ReturnType<typeof lanesOf>): Int32Array {
+  const own = new Int32Array(steps * count);
+  for (let t = 0; t < steps; t++) own.set(all.subarray(t * total + first, t * total + first + count), t * count);
+  return own;
+}
+
+const countTargets = (targets: Int32Array): number => targets.reduce((n, target) => n + (target >= 0 ? 1 : 0), 0);
 
 /** int32: where each row of `ownLanes` stands in the batch of all ranks. */
 export function rowIdsOf(batch: Batch, comm: Pick<Communicator, "rank" | "size">): Tensor {
@@ -61,8 +88,19 @@ export function onAnyRank(comm: Communicator | undefined, value: boolean): boole
   return all[0] === 1;
 }
 
+/** The texts of each rank, on all. */
+export function gatherStrings(comm: Communicator, own: readonly string[]): string[][] {
+  const bytes = Int32Array.from(Buffer.from(JSON.stringify(own)));
+  const counts = new Int32Array(comm.size);
+  comm.allGather(Int32Array.of(bytes.length), counts);
+  const all = new Int32Array(counts.reduce((sum, n) => sum + n, 0));
+  comm.allGather(bytes, all, counts);
+  let end = 0;
+  return Array.from(counts, (count) => JSON.parse(Buffer.from(all.subarray(end, (end += count))).toString()) as string[]);
+}
+
 /** The error where a parameter of another rank is not finite, which that rank names: all ranks end then, and none runs the model again. */
-export function onOtherRank(model: LanguageModel, comm: Communicator | undefined, where: string): NonFiniteError | undefined {
+export function onOtherRank(model: Module, comm: Communicator | undefined, where: string): NonFiniteError | undefined {
   if (!comm) return undefined;
   const here = [...model.namedState().values()].some((tensor) => firstNonFinite(tensor.dataSync()) >= 0);
   return onAnyRank(comm, here) && !here ? new NonFiniteError(`${where}: expected finite values in the parameters of all ranks, got others on another rank.`) : undefined;

@@ -1,20 +1,18 @@
 /** One training step: forward, backward, clipping, update. Nothing of it stays in memory but parameters, optimiser state and the carried LSTM state. */
 
 import type { Communicator } from "../comm/communicator.js";
-import { NonFiniteError } from "../core/errors.js";
 import { moeStatistics, processedLoad, type MoEStatistics } from "../moe/statistics.js";
 import type { LanguageModel } from "../models/language-model.js";
 import { logUniformCandidates } from "../nn/candidates.js";
 import type { RunContext } from "../nn/module.js";
-import { clipScale } from "../optim/clip.js";
 import type { Optimizer } from "../optim/optimizers.js";
 import type { LstmState } from "../tensor/ops/lstm.js";
 import { add, affine } from "../tensor/ops/elementwise.js";
 import { scope } from "../tensor/scope.js";
-import { backward } from "../tensor/tape.js";
 import type { Batch } from "../text/batches.js";
 import { batchTensors, carryStates } from "./evaluate.js";
-import { GradientSums, onOtherRank, ownLanes, rowIdsOf, sumOverRanks } from "./ranks.js";
+import { onOtherRank, ownLanes, rowIdsOf, sumOverRanks } from "./ranks.js";
+import { update } from "./update.js";
 
 export interface StepResult {
   /** Mean cross-entropy, nats per token. */
@@ -65,22 +63,9 @@ export function trainStep(training: TrainingState, batch: Batch, { seed, learnin
     const loss = comm ? sumOverRanks(comm, out.loss.item() * share) : out.loss.item();
     const auxLoss = out.auxLoss?.item() ?? 0;
     if (!Number.isFinite(loss + auxLoss)) throw onOtherRank(model, comm, `Step ${optimizer.steps + 1}`) ?? model.explainNonFinite(`Step ${optimizer.steps + 1}`, loss + auxLoss, tensors, context, training.states);
-    const result: StepResult = { loss, auxLoss, gradNorm: 0, tokens: batch.tokens };
-    try {
-      const mean = comm ? affine(out.loss, share) : out.loss;
-      const sums = comm && new GradientSums(comm);
-      backward(out.auxLoss ? add(mean, out.auxLoss) : mean, sums && { onComplete: (p) => sums.add(p) });
-      sums?.finish();
-      const parameters = model.parameters();
-      const { norm, scale } = clipScale(parameters, maxGradNorm, comm && ((squares) => sumOverRanks(comm, squares)));
-      result.gradNorm = norm;
-      optimizer.step(learningRate, scale);
-    } catch (error) {
-      if (error instanceof NonFiniteError) error.message = `Step ${optimizer.steps + 1}: ${error.message}`;
-      throw error;
-    } finally {
-      optimizer.zeroGrad();
-    }
+    const mean = comm ? affine(out.loss, share) : out.loss;
+    const gradNorm = update(model, optimizer, out.auxLoss ? add(mean, out.auxLoss) : mean, { learningRate, maxGradNorm, comm });
+    const result: StepResult = { loss, auxLoss, gradNorm, tokens: batch.tokens };
     if (out.moe) {
       if (statistics) result.statistics = moeStatistics(out.moe);
       result.load = result.statistics?.load ?? processedLoad(out.moe);

@@ -68,6 +68,25 @@ test("--ranks under mpirun is refused, as mpirun says how many there are", { tim
   }
 });
 
+describe.each(ways)("translation on $name", ({ way, command, extra }) => {
+  const pairs = { task: "translation", train: "train.txt", train_target: "train.txt", valid: "valid.txt", valid_target: "valid.txt", model: "MoE-4", gate: "strictly-balanced", top_k: 2, vocab_size: 270, hidden_size: 8, batch_tokens: 200, max_steps: 8, logging_steps: 1 }; // prettier-ignore
+
+  test("gives the losses and the scores of one rank, said once, and a model that one rank translates with", { timeout: 120_000 }, async () => {
+    const [one, two] = [`${way}-pairs-1`, `${way}-pairs-2`];
+    const alone = await run(["train", ...flags({ ...pairs, output_dir: one }), "--json"], { cwd: root });
+    expect(alone.code, alone.stderr).toBe(0);
+    const outcome = await run(["train", ...flags({ ...pairs, ...extra(2), output_dir: two }), "--json"], { cwd: root, command: command(2), env: MPI_ENV });
+    expect(outcome.code, outcome.stderr).toBe(0);
+    const [expected, got] = [alone, outcome].map(({ stdout }) => JSON.parse(stdout) as { finished: boolean; valid_perplexity: number; valid_bleu: number });
+    expect(got!.finished).toBe(true);
+    expect(Math.abs(got!.valid_perplexity - expected!.valid_perplexity)).toBeLessThan(1e-4 * expected!.valid_perplexity);
+    expect(got!.valid_bleu).toBe(expected!.valid_bleu);
+    for (const [i, loss] of losses(one).entries()) expect(Math.abs(losses(two)[i]! - loss)).toBeLessThanOrEqual(1e-5 * loss);
+    const translated = await run(["translate", two, "w1 w2"], { cwd: root });
+    expect([translated.code, translated.stdout]).toEqual([0, (await run(["translate", one, "w1 w2"], { cwd: root })).stdout]);
+  });
+});
+
 test("what cannot be is said once, before any rank starts", async () => {
   const outcome = await run(["train", ...flags({ ...config, model: "MoE-6x" }), "--ranks", "2"], { cwd: root });
   expect(outcome.code).toBe(1);

@@ -9,6 +9,7 @@ import { corpusBleu, multiBleu, type BleuScore } from "../../text/bleu.js";
 import type { BleuTokenization } from "../../text/bleu-tokens.js";
 import { pairEvaluationBatches } from "../../text/pair-batches.js";
 import type { Tokenizer } from "../../text/tokenizer.js";
+import { gatherStrings, onOtherRank, ownPairs, sumOverRanks } from "../ranks.js";
 import type { EvaluationText } from "./data.js";
 import { translateSteps, type TranslateOptions } from "./translate.js";
 
@@ -56,6 +57,7 @@ export function bleuTokenization(language: string | undefined): BleuTokenization
 /** An evaluation that rests after each batch. @throws NonFiniteError naming the layer */
 export function* translationEvaluationSteps(model: TranslationModel, tokenizer: Tokenizer, texts: readonly EvaluationText[], options: EvaluationOptions): Generator<void, TranslationEvaluation> {
   const { batchTokens, multilingual, ...search } = options;
+  const { comm } = search;
   const loads = new Map<"encoder" | "decoder", { importance: Float64Array; load: Float64Array }>();
   const results: TextEvaluation[] = [];
   for (const { name, corpus, data } of texts) {
@@ -64,9 +66,10 @@ export function* translationEvaluationSteps(model: TranslationModel, tokenizer: 
     for (const batch of pairEvaluationBatches(data, { batchTokens: Math.max(batchTokens, longest) })) {
       noGrad(() =>
         scope(() => {
-          const out = model.forward(batch, EVALUATION);
-          const loss = out.crossEntropy.item();
-          if (!Number.isFinite(loss)) throw model.explainNonFinite("Evaluation", loss, batch, EVALUATION);
+          const own = comm ? ownPairs(batch, comm) : batch;
+          const out = model.forward(own, EVALUATION);
+          const loss = comm ? sumOverRanks(comm, (out.crossEntropy.item() * own.tokens) / batch.tokens) : out.crossEntropy.item();
+          if (!Number.isFinite(loss)) throw onOtherRank(model, comm, "Evaluation") ?? model.explainNonFinite("Evaluation", loss, own, EVALUATION);
           total += loss * batch.tokens;
           for (const part of ["encoder", "decoder"] as const) {
             const moe = out[part]?.moe;
@@ -83,13 +86,16 @@ export function* translationEvaluationSteps(model: TranslationModel, tokenizer: 
       yield;
     }
     const language = multilingual ? corpus.targetLanguage : undefined;
-    const steps = translateSteps(model, tokenizer, corpus.sources, { ...search, language });
+    // On ranks each translates some: every so-manieth, as long texts often stand together.
+    const sources = comm ? corpus.sources.filter((_, i) => i % comm.size === comm.rank) : corpus.sources;
+    const steps = translateSteps(model, tokenizer, sources, { ...search, language });
     let state = steps.next();
     while (!state.done) {
       yield;
       state = steps.next();
     }
-    const translations = state.value.translations.map(([best]) => best!.text);
+    const own = state.value.translations.map(([best]) => best!.text);
+    const translations = comm ? dealtBack(gatherStrings(comm, own), corpus.sources.length) : own;
     const loss = tokens === 0 ? 0 : total / tokens;
     results.push({
       name,
@@ -111,6 +117,11 @@ export function* translationEvaluationSteps(model: TranslationModel, tokenizer: 
     texts: results,
     balance: Object.fromEntries([...loads].map(([part, { importance, load }]) => [part, balanceStatistics(importance, load)])),
   };
+}
+
+/** Texts in their order again, of which rank r had every one whose place leaves r. */
+function dealtBack(byRank: readonly (readonly string[])[], count: number): string[] {
+  return Array.from({ length: count }, (_, i) => byRank[i % byRank.length]![Math.floor(i / byRank.length)]!);
 }
 
 /** The whole evaluation at once. @throws NonFiniteError naming the layer */

@@ -1,15 +1,15 @@
 /** One training step of a translation model: forward, backward, clipping, update. */
 
-import { NonFiniteError } from "../../core/errors.js";
+import type { Communicator } from "../../comm/communicator.js";
 import { moeStatistics, processedLoad, type MoEStatistics } from "../../moe/statistics.js";
 import type { TranslationModel } from "../../models/translation-model.js";
 import type { RunContext } from "../../nn/module.js";
-import { clipScale } from "../../optim/clip.js";
 import type { Optimizer } from "../../optim/optimizers.js";
-import { add } from "../../tensor/ops/elementwise.js";
+import { add, affine } from "../../tensor/ops/elementwise.js";
 import { scope } from "../../tensor/scope.js";
-import { backward } from "../../tensor/tape.js";
 import type { PairBatch } from "../../text/pair-batches.js";
+import { onOtherRank, ownPairs, sumOverRanks } from "../ranks.js";
+import { update } from "../update.js";
 
 /** The parts of a translation model that have a mixture. */
 export const PARTS = ["encoder", "decoder"] as const;
@@ -28,31 +28,29 @@ export interface TranslationStep {
   statistics: { [part in Part]?: MoEStatistics };
 }
 
-/** @throws NonFiniteError when the loss or a gradient is not finite, naming the layer; parameters are then as they were before the step */
+/**
+ * @param batch of all ranks together
+ * @throws NonFiniteError when the loss or a gradient is not finite, naming the layer; parameters are then as they were before the step
+ */
 export function translationStep(
   model: TranslationModel,
   optimizer: Optimizer,
   batch: PairBatch,
-  { seed, learningRate, maxGradNorm, statistics }: { seed: number; learningRate: number; maxGradNorm: number | undefined; statistics: boolean },
+  { seed, learningRate, maxGradNorm, statistics, comm }: { seed: number; learningRate: number; maxGradNorm: number | undefined; statistics: boolean; comm?: Communicator | undefined },
 ): TranslationStep {
   return scope(() => {
     const context: RunContext = { training: true, seed, step: optimizer.steps, firstRow: batch.firstRow };
-    const out = model.forward(batch, context);
-    const [loss, auxLoss] = [out.crossEntropy.item(), out.auxLoss?.item() ?? 0];
+    const own = comm ? ownPairs(batch, comm) : batch;
+    const out = model.forward(own, context);
+    // Each rank's mean counts by its targets.
+    const share = own.tokens / batch.tokens;
+    const loss = comm ? sumOverRanks(comm, out.crossEntropy.item() * share) : out.crossEntropy.item();
+    const auxLoss = out.auxLoss?.item() ?? 0;
     const where = `Step ${optimizer.steps + 1}`;
-    if (!Number.isFinite(loss + auxLoss)) throw model.explainNonFinite(where, loss + auxLoss, batch, context);
-    const result: TranslationStep = { loss, auxLoss, gradNorm: 0, tokens: batch.tokens, load: {}, statistics: {} };
-    try {
-      backward(out.auxLoss ? add(out.loss, out.auxLoss) : out.loss);
-      const { norm, scale } = clipScale(model.parameters(), maxGradNorm);
-      result.gradNorm = norm;
-      optimizer.step(learningRate, scale);
-    } catch (error) {
-      if (error instanceof NonFiniteError) error.message = `${where}: ${error.message}`;
-      throw error;
-    } finally {
-      optimizer.zeroGrad();
-    }
+    if (!Number.isFinite(loss + auxLoss)) throw onOtherRank(model, comm, where) ?? model.explainNonFinite(where, loss + auxLoss, own, context);
+    const mean = comm ? affine(out.loss, share) : out.loss;
+    const gradNorm = update(model, optimizer, out.auxLoss ? add(mean, out.auxLoss) : mean, { learningRate, maxGradNorm, comm });
+    const result: TranslationStep = { loss, auxLoss, gradNorm, tokens: batch.tokens, load: {}, statistics: {} };
     for (const part of PARTS) {
       const moe = out[part]?.moe;
       if (!moe) continue;

@@ -1,11 +1,13 @@
 /** Training of translation models: what the loop of run.ts asks of them. */
 
+import type { Communicator } from "../../comm/communicator.js";
 import { TranslationModel } from "../../models/translation-model.js";
 import type { Optimizer } from "../../optim/optimizers.js";
 import { PairBatchStream } from "../../text/pair-batches.js";
 import type { PairDataset } from "../../text/pair-dataset.js";
 import type { Tokenizer } from "../../text/tokenizer.js";
 import type { Checkpoint } from "../checkpoint.js";
+import { several } from "../ranks.js";
 import { runTask, type EvaluatedText, type RunOptions, type RunResult, type StepOptions, type Task } from "../run.js";
 import { crc32 } from "../safetensors.js";
 import { makeOptimizer } from "../setup.js";
@@ -24,7 +26,7 @@ export async function trainTranslation(
   options: TranslationTrainOptions = {},
   checkpoint?: Checkpoint,
 ): Promise<TranslationTrainResult> {
-  return runTask(config, datasets, options, checkpoint, () => new TranslationTask(config, datasets));
+  return runTask(config, datasets, options, checkpoint, () => new TranslationTask(config, datasets, several(options.comm)));
 }
 
 /** How a run's texts are evaluated. */
@@ -46,9 +48,10 @@ class TranslationTask implements Task<TranslationStep, TranslationEvaluation, Tr
   constructor(
     readonly config: TranslationConfig,
     readonly datasets: TranslationDatasets,
+    readonly comm: Communicator | undefined,
   ) {
     this.tokenizer = datasets.tokenizer;
-    this.model = new TranslationModel(translationModelConfig(config, datasets.tokenizer.vocabSize));
+    this.model = new TranslationModel(translationModelConfig(config, datasets.tokenizer.vocabSize), comm);
     this.optimizer = makeOptimizer(config, this.model.namedParameters());
     this.stream = new PairBatchStream(datasets.train, { batchTokens: config.batch_tokens, seed: config.seed });
     this.corpus = checksum(datasets.train);
@@ -56,7 +59,7 @@ class TranslationTask implements Task<TranslationStep, TranslationEvaluation, Tr
 
   step({ learningRate, statistics }: StepOptions): TranslationStep {
     const { seed, max_grad_norm: maxGradNorm } = this.config;
-    return translationStep(this.model, this.optimizer, this.stream.next(), { seed, learningRate, maxGradNorm, statistics });
+    return translationStep(this.model, this.optimizer, this.stream.next(), { seed, learningRate, maxGradNorm, statistics, comm: this.comm });
   }
 
   stepMetrics({ statistics: ofParts, auxLoss }: TranslationStep): Record<string, number> {
@@ -80,7 +83,7 @@ class TranslationTask implements Task<TranslationStep, TranslationEvaluation, Tr
 
   evaluation(text: EvaluatedText): Generator<void, TranslationEvaluation> {
     const { model, datasets, config } = this;
-    return translationEvaluationSteps(model, datasets.tokenizer, datasets[text]!, evaluationOptions(config, datasets.multilingual));
+    return translationEvaluationSteps(model, datasets.tokenizer, datasets[text]!, { ...evaluationOptions(config, datasets.multilingual), comm: this.comm });
   }
 
   evaluationMetrics({ loss, perplexity, bleu, texts }: TranslationEvaluation): Record<string, number> {

@@ -1,20 +1,24 @@
 /** Text to translated text: sentences sorted by length into batches, searched, and put back in their order. */
 
+import type { Communicator } from "../../comm/communicator.js";
 import { checkInteger } from "../../core/checks.js";
 import { ConfigError, expectation } from "../../core/errors.js";
 import { beamSearch, type BeamOptions } from "../../models/beam-search.js";
 import type { SourceBatch, TranslationModel } from "../../models/translation-model.js";
 import { languageToken } from "../../text/parallel.js";
 import type { Tokenizer } from "../../text/tokenizer.js";
+import { onAnyRank } from "../ranks.js";
 
 /** How texts are translated. */
-export interface TranslateOptions extends Omit<BeamOptions, "eosId"> {
+export interface TranslateOptions extends Omit<BeamOptions, "eosId" | "anyRank"> {
   /** Sentences at once. Default 32. */
   batchSize?: number;
   /** Longer sources are cut, their end-of-sentence id counted in. Default 100. */
   maxSourceTokens?: number;
   /** The language to translate into, for a model of several: its token is put in front. */
   language?: string | undefined;
+  /** Where the model's experts are spread over ranks: all call at once, each with its own texts. */
+  comm?: Communicator | undefined;
 }
 
 /** A translation of one text. */
@@ -49,7 +53,7 @@ export function translate(model: TranslationModel, tokenizer: Tokenizer, texts: 
 
 /** `translate` that rests after each batch, and says how many texts are done. */
 export function* translateSteps(model: TranslationModel, tokenizer: Tokenizer, texts: readonly string[], options: TranslateOptions = {}): Generator<number, Translated> {
-  const { batchSize = 32, maxSourceTokens = 100, language, ...search } = options;
+  const { batchSize = 32, maxSourceTokens = 100, language, comm, ...search } = options;
   const where = "translate";
   checkInteger(where, "batchSize", batchSize, { min: 1 });
   checkInteger(where, "maxSourceTokens", maxSourceTokens, { min: 3 });
@@ -67,9 +71,10 @@ export function* translateSteps(model: TranslationModel, tokenizer: Tokenizer, t
     return [{ index, ids: [...ids.slice(0, maxSourceTokens - 1), tokenizer.eosId] }];
   });
   sources.sort((a, b) => a.ids.length - b.ids.length || a.index - b.index);
-  for (let first = 0; first < sources.length; first += batchSize) {
+  const anyRank = (going: boolean): boolean => onAnyRank(comm, going);
+  for (let first = 0; anyRank(first < sources.length); first += batchSize) {
     const part = sources.slice(first, first + batchSize);
-    const found = beamSearch(model, sourceBatch(part.map(({ ids }) => ids), tokenizer.eosId), { ...search, eosId: tokenizer.eosId });
+    const found = beamSearch(model, sourceBatch(part.map(({ ids }) => ids), tokenizer.eosId), { ...search, eosId: tokenizer.eosId, ...(comm ? { anyRank } : {}) });
     for (const [i, { index, ids: source }] of part.entries()) {
       translations[index] = found[i]!.map(({ ids, score, logProbability, attention }) => ({
         text: tokenizer.decode(ids),
@@ -80,7 +85,7 @@ export function* translateSteps(model: TranslationModel, tokenizer: Tokenizer, t
         attention,
       }));
     }
-    yield first + part.length;
+    yield Math.min(first, sources.length) + part.length;
   }
   return { translations, cut };
 }
