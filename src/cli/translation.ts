@@ -23,6 +23,7 @@ import { trainTranslation } from "../train/translation/trainer.js";
 import { translateSteps, type TranslateOptions, type Translation } from "../train/translation/translate.js";
 import { openBackend } from "./backend.js";
 import { print } from "./output.js";
+import { countText, pairScores, pairTable } from "./pair-scores.js";
 
 type Options = Record<string, unknown>;
 
@@ -65,7 +66,12 @@ export async function trainTranslationRank(
       bleu_signature: (valid ?? test)?.texts[0]?.bleu.signature ?? null,
       output_dir: config.output_dir,
     };
-    print(json ? summary : Object.fromEntries(Object.entries(summary).filter(([, value]) => value !== null)), json);
+    const scores = pairScores(valid, test);
+    if (json) print({ ...summary, ...(scores.length > 0 ? { pairs: scores } : {}) }, true);
+    else {
+      print(Object.fromEntries(Object.entries(summary).filter(([, value]) => value !== null)), false);
+      if (scores.length > 0) process.stdout.write(`${pairTable(scores)}\n`);
+    }
     if (!result.finished) {
       process.stderr.write(`Interrupted at step ${result.steps} of ${config.max_steps}. Go on with: sparsegate train --resume ${config.output_dir}\n`);
     }
@@ -76,26 +82,23 @@ export async function trainTranslationRank(
 
 /** What a run would be, without making it. */
 export async function dryRunTranslation(config: TranslationConfig, checkpoint: Checkpoint | undefined, progress: Progress, json: boolean): Promise<void> {
-  const { datasets, note } = await datasetsOf(config, checkpoint);
+  const { datasets, pairs, tooLong, note } = await datasetsOf(config, checkpoint);
   progress.note(note);
   // Complains where a pair does not fit into a batch.
   void new PairBatchStream(datasets.train, { batchTokens: config.batch_tokens, seed: config.seed });
   // The model is not made: those of the paper do not fit into the memory of one process.
   const model = translationModelConfig(config, datasets.tokenizer.vocabSize);
-  const tooLong = datasets.train.groups.reduce((sum, group) => sum + group.tooLong, 0);
   print(
-    { model: config.model, vocab_size: model.vocabSize, parameters: translationParameters(model), ops_per_timestep: translationCost(model).opsPerTimestep, pairs: datasets.train.pairs, too_long: tooLong },
+    { model: config.model, vocab_size: model.vocabSize, parameters: translationParameters(model), ops_per_timestep: translationCost(model).opsPerTimestep, pairs, too_long: tooLong },
     json,
   );
 }
 
 /** The texts of a run, and what to say of them. */
-async function datasetsOf(config: TranslationConfig, checkpoint: Checkpoint | undefined): Promise<{ datasets: TranslationDatasets; note: string }> {
+async function datasetsOf(config: TranslationConfig, checkpoint: Checkpoint | undefined): Promise<{ datasets: TranslationDatasets } & ReturnType<typeof countText>> {
   const corpora = await readCorpora(config);
   const datasets = makeTranslationDatasets(config, corpora, checkpoint && tokenizerOf(checkpoint));
-  const tooLong = datasets.train.groups.reduce((sum, group) => sum + group.tooLong, 0);
-  const empty = corpora.train.reduce((sum, { leftOut }) => sum + leftOut.emptySource + leftOut.emptyTarget + leftOut.emptyBoth, 0);
-  return { datasets, note: `Text: ${datasets.train.pairs} pairs to train on; ${tooLong} left out as too long, ${empty} as empty.` };
+  return { datasets, ...countText(corpora.train, datasets.train) };
 }
 
 /** Options of a search, as the flags of `translate` and `eval` give them. */

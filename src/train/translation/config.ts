@@ -4,6 +4,7 @@ import { z } from "zod";
 import type { TranslationModelConfig } from "../../models/translation-model.js";
 import type { TrainConfig } from "../config.js";
 import { moeMiddle, type Refusal } from "../moe-config.js";
+import { pairRefusals } from "./pairs.js";
 
 const size = z.number().int().min(1).max(65_536).optional();
 const text = z.string().min(1).optional();
@@ -15,6 +16,8 @@ export const translationFields = {
   train_target: text,
   valid_target: text,
   test_target: text,
+  /** Pairs of languages that one model learns, as en-de,de-en: {source}, {target} and {pair} in the names of files and columns stand for each pair's. Default: one pair, whose languages nobody told. */
+  pairs: text,
   /** Columns of .tsv, .jsonl or parquet files, in place of target files. */
   source_column: text,
   target_column: text,
@@ -33,6 +36,8 @@ export const translationFields = {
     .min(2)
     .max(2 ** 22)
     .optional(),
+  /** T of the sampling between pairs of languages: one of n sentences has a share proportional to n^(1/T). Default 1: each sentence comes once an epoch. */
+  sampling_temperature: z.number().min(1).optional(),
   /** Pairs with a longer side are left out of training. Default 100, beyond which pairs are rarely translations. */
   max_source_tokens: size,
   max_target_tokens: size,
@@ -42,7 +47,7 @@ export const translationFields = {
 
 /** A configuration of a translation run: nothing is left out. */
 export type TranslationConfig = TrainConfig &
-  Required<Pick<TrainConfig, "attention" | "attention_size" | "embeddings" | "label_smoothing" | "batch_tokens" | "max_source_tokens" | "max_target_tokens" | "eval_beam_size">>;
+  Required<Pick<TrainConfig, "attention" | "attention_size" | "embeddings" | "label_smoothing" | "batch_tokens" | "sampling_temperature" | "max_source_tokens" | "max_target_tokens" | "eval_beam_size">>;
 
 /** What a language model has and a translation model has not, with what to do instead. */
 const OF_LANGUAGE_MODELS: Readonly<Record<string, string>> = {
@@ -66,6 +71,7 @@ export function withTranslationDefaults<C extends Partial<TrainConfig> & Pick<Tr
     embeddings: config.embeddings ?? "tied",
     label_smoothing: config.label_smoothing ?? 0,
     batch_tokens: config.batch_tokens ?? 2048,
+    sampling_temperature: config.sampling_temperature ?? 1,
     max_source_tokens: config.max_source_tokens ?? 100,
     max_target_tokens: config.max_target_tokens ?? 100,
     eval_beam_size: config.eval_beam_size ?? 1,
@@ -98,6 +104,7 @@ export function misplacedOptions(config: TrainConfig, wasSet: (key: string) => b
     if (!columns && config[part] !== undefined && config[key] === undefined) refused.push({ key, expected: "a text file", hint });
     if (config[part] === undefined && config[key] !== undefined) refused.push({ key, expected: `left out without --${part}`, hint: "" });
   }
+  refused.push(...pairRefusals(config));
   if (/^4xlstm$/i.test(config.model)) refused.push({ key: "model", expected: "MoE-<experts>, MoE-<experts>-h, MoE-1-Wide, MoE-1-Deep or LSTM with --task translation", hint: "" });
   return refused;
 }

@@ -1,10 +1,14 @@
 /** From a configuration to corpora, tokenizer and pairs. One corpus is one pair of languages; of several, one model learns all. */
 
+import { existsSync } from "node:fs";
+import { FileError, expectation } from "../../core/errors.js";
 import { trainBpe } from "../../text/bpe.js";
 import { tokenizePairs, type PairDataset } from "../../text/pair-dataset.js";
-import { languageToken, readParallel, type EmptyPairs, type ParallelCorpus } from "../../text/parallel.js";
+import { languageToken, readParallel, type ParallelCorpus } from "../../text/parallel.js";
 import type { Tokenizer } from "../../text/tokenizer.js";
+import { flagOf } from "../config.js";
 import type { TranslationConfig } from "./config.js";
+import { TEXTS, pairTexts, type TextPart } from "./pairs.js";
 
 /** The texts of a run. */
 export interface TranslationCorpora {
@@ -30,19 +34,47 @@ export interface TranslationDatasets {
   multilingual: boolean;
 }
 
-/** Reads the files of a run: pairs with an empty side are left out of training, and kept in evaluation. @throws FileError naming file and line */
+/**
+ * Reads a text of a run, a corpus for each pair of languages: pairs of sentences with an empty side are left out of training, and kept in evaluation.
+ * @throws FileError naming file and line
+ */
+export async function readText(config: TranslationConfig, part: TextPart): Promise<ParallelCorpus[]> {
+  checkFiles(config, part);
+  const corpora: ParallelCorpus[] = [];
+  for (const input of pairTexts(config, part)) corpora.push(await readParallel({ ...input, empty: part === "train" ? "skip" : "keep" }));
+  return corpora;
+}
+
+/** Reads the texts of a run. @throws FileError naming file and line */
 export async function readCorpora(config: TranslationConfig): Promise<TranslationCorpora> {
-  const read = async (file: string, targetFile: string | undefined, empty: EmptyPairs): Promise<ParallelCorpus[]> => [
-    targetFile === undefined
-      ? await readParallel({ file, sourceColumn: config.source_column!, targetColumn: config.target_column!, empty })
-      : await readParallel({ sourceFile: file, targetFile, empty }),
-  ];
-  const { train, valid, test, train_target, valid_target, test_target } = config;
+  // Before any is read: that may take minutes.
+  for (const part of TEXTS) checkFiles(config, part);
   return {
-    train: await read(train, train_target, "skip"),
-    ...(valid === undefined ? {} : { valid: await read(valid, valid_target, "keep") }),
-    ...(test === undefined ? {} : { test: await read(test, test_target, "keep") }),
+    train: await readText(config, "train"),
+    ...(config.valid === undefined ? {} : { valid: await readText(config, "valid") }),
+    ...(config.test === undefined ? {} : { test: await readText(config, "test") }),
   };
+}
+
+/** @throws FileError where a pair's file is missing, naming the pair and the option that its name was made from */
+function checkFiles(config: TranslationConfig, part: TextPart): void {
+  if (config.pairs === undefined) return; // what reads the file says it as well
+  for (const text of pairTexts(config, part)) {
+    const files = "sourceFile" in text ? { [part]: text.sourceFile, [`${part}_target`]: text.targetFile } : { [part]: text.file };
+    for (const [key, file] of Object.entries(files)) {
+      if (existsSync(file)) continue;
+      const hint = "Check the names, or leave the pair out of --pairs.";
+      throw new FileError(expectation(`${flagOf(key)} ${config[key as TextPart]}`, `a file ${file} for ${text.sourceLanguage}-${text.targetLanguage}`, "no such file", hint));
+    }
+  }
+}
+
+/** Texts to evaluate on. @param languageTokens whether a token of the target language stands in front of each source */
+export function evaluationTexts(corpora: readonly ParallelCorpus[], tokenizer: Tokenizer, languageTokens: boolean): EvaluationText[] {
+  return corpora.map((corpus) => {
+    const data = tokenizePairs(corpus, tokenizer, { languageTokens });
+    return { name: data.groups[0]!.name, corpus, data };
+  });
 }
 
 /**
@@ -52,16 +84,11 @@ export async function readCorpora(config: TranslationConfig): Promise<Translatio
  */
 export function makeTranslationDatasets(config: TranslationConfig, corpora: TranslationCorpora, tokenizer = makeTranslationTokenizer(config, corpora.train)): TranslationDatasets {
   const languageTokens = corpora.train.length > 1;
-  const evaluated = (texts: readonly ParallelCorpus[]): EvaluationText[] =>
-    texts.map((corpus) => {
-      const data = tokenizePairs(corpus, tokenizer, { languageTokens });
-      return { name: data.groups[0]!.name, corpus, data };
-    });
   return {
     tokenizer,
     train: tokenizePairs(corpora.train, tokenizer, { maxSourceTokens: config.max_source_tokens, maxTargetTokens: config.max_target_tokens, languageTokens }),
-    ...(corpora.valid ? { valid: evaluated(corpora.valid) } : {}),
-    ...(corpora.test ? { test: evaluated(corpora.test) } : {}),
+    ...(corpora.valid ? { valid: evaluationTexts(corpora.valid, tokenizer, languageTokens) } : {}),
+    ...(corpora.test ? { test: evaluationTexts(corpora.test, tokenizer, languageTokens) } : {}),
     multilingual: languageTokens,
   };
 }

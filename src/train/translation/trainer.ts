@@ -53,7 +53,7 @@ class TranslationTask implements Task<TranslationStep, TranslationEvaluation, Tr
     this.tokenizer = datasets.tokenizer;
     this.model = new TranslationModel(translationModelConfig(config, datasets.tokenizer.vocabSize), comm);
     this.optimizer = makeOptimizer(config, this.model.namedParameters());
-    this.stream = new PairBatchStream(datasets.train, { batchTokens: config.batch_tokens, seed: config.seed });
+    this.stream = new PairBatchStream(datasets.train, { batchTokens: config.batch_tokens, seed: config.seed, temperature: config.sampling_temperature });
     this.corpus = checksum(datasets.train);
   }
 
