@@ -116,9 +116,10 @@ function program(): Command {
     root
       .command("eval <run>")
       .description("perplexity of a trained model, by the exact softmax; of a translation model BLEU and chrF too")
-      .option("--data <file>", "text, plain or .gz; default: the run's test or valid text")
+      .option("--data <file>", "text, plain or .gz; default: the run's test or valid text, of a translation model that of each pair of languages")
       .option("--target <file>", "translations of --data, for a translation model"),
   )
+    .option("--samples <n>", "show n translations from the worst to the best, by the chrF of each sentence", atLeastOne)
     .option("--json", "print the result as JSON")
     .action(async (run: string, options: Record<string, unknown>) => (await import("./use.js")).evalCommand(run, options));
   searching(root.command("translate <run> [text...]").description("translate a text, or stdin line by line"))

@@ -22,3 +22,8 @@ export function print(values: Record<string, unknown>, json: unknown): void {
   if (json === true) process.stdout.write(`${JSON.stringify(values)}\n`);
   else for (const [key, value] of Object.entries(values)) process.stdout.write(`${key}: ${String(value)}\n`);
 }
+
+/** Text without line breaks: a line of output for each of input, so that a break that a model makes up does not shift the rest. */
+export function oneLine(text: string): string {
+  return text.replaceAll(/[\r\n\u2028\u2029]+/g, " ");
+}

@@ -1,15 +1,11 @@
-/** What the commands do with translation models: training, evaluation, and `sparsegate translate`. */
+/** What the commands do with translation models: training, and `sparsegate translate`. */
 
 import { readFileSync } from "node:fs";
 import type { Communicator } from "../comm/index.js";
 import { translationCost, translationParameters } from "../models/cost.js";
 import { ConfigError, FileError, expectation } from "../core/errors.js";
 import { defaultBackend } from "../tensor/default-backend.js";
-import { formatBleu } from "../text/bleu.js";
-import { corpusChrf, formatChrf } from "../text/chrf.js";
 import { PairBatchStream } from "../text/pair-batches.js";
-import { tokenizePairs } from "../text/pair-dataset.js";
-import { readParallel } from "../text/parallel.js";
 import { writeFileAtomic } from "../train/atomic.js";
 import type { Checkpoint } from "../train/checkpoint.js";
 import { Progress } from "../train/progress.js";
@@ -17,12 +13,11 @@ import { tokenizerOf } from "../train/restore.js";
 import { translationModelConfig, type TranslationConfig } from "../train/translation/config.js";
 import { attentionPage } from "../train/translation/attention-page.js";
 import { makeTranslationDatasets, readCorpora, type TranslationDatasets } from "../train/translation/data.js";
-import { evaluateTranslation } from "../train/translation/evaluate.js";
 import { loadTranslationModel, type LoadedTranslation } from "../train/translation/restore.js";
 import { trainTranslation } from "../train/translation/trainer.js";
 import { translateSteps, type TranslateOptions, type Translation } from "../train/translation/translate.js";
 import { openBackend } from "./backend.js";
-import { print } from "./output.js";
+import { oneLine, print } from "./output.js";
 import { countText, pairScores, pairTable } from "./pair-scores.js";
 
 type Options = Record<string, unknown>;
@@ -101,10 +96,10 @@ async function datasetsOf(config: TranslationConfig, checkpoint: Checkpoint | un
   return { datasets, ...countText(corpora.train, datasets.train) };
 }
 
-/** Options of a search, as the flags of `translate` and `eval` give them. */
-function searchOf(options: Options, { multilingual, config }: LoadedTranslation, where: string): TranslateOptions {
+/** Options of a search, as the flags of `translate` and `eval` give them. @param everyPair whether all pairs of the model are meant, and no language is told */
+export function searchOf(options: Options, { multilingual, config }: LoadedTranslation, where: string, { everyPair = false } = {}): TranslateOptions {
   const language = options["language"] as string | undefined;
-  if (multilingual !== (language !== undefined)) {
+  if (!everyPair && multilingual !== (language !== undefined)) {
     const [expected, hint] = multilingual ? ["--language, the one to translate into", "The model knows several."] : ["no --language", "The model knows one pair of languages."];
     throw new ConfigError(expectation(where, expected, language ?? "none", hint));
   }
@@ -118,55 +113,10 @@ function searchOf(options: Options, { multilingual, config }: LoadedTranslation,
   };
 }
 
-function load(where: string, run: string, options: Options): LoadedTranslation {
+export function load(where: string, run: string, options: Options): LoadedTranslation {
   const which = options["checkpoint"];
   if (which !== "best" && which !== "last") throw new ConfigError(expectation("--checkpoint", "best or last", which));
   return loadTranslationModel(where, run, { checkpoint: which, average: options["average"] as number | undefined });
-}
-
-/** `eval` of a translation model: perplexity, BLEU and chrF on a text and its translations. */
-export async function evalTranslationCommand(run: string, options: Options): Promise<void> {
-  openBackend();
-  const loaded = load("eval", run, options);
-  const { model, config, tokenizer, multilingual } = loaded;
-  const search = searchOf(options, loaded, "eval");
-  const given = options["data"] !== undefined;
-  const own = config.test === undefined ? ([config.valid, config.valid_target] as const) : ([config.test, config.test_target] as const);
-  const [data, target] = given ? [options["data"] as string, options["target"] as string | undefined] : own;
-  if (data === undefined) throw new ConfigError(expectation("eval", "--data and --target, a text and its translations", "none", `${run} was trained without --test and --valid.`));
-  const columns = config.source_column !== undefined && config.target_column !== undefined && target === undefined;
-  if (target === undefined && !columns) throw new ConfigError(expectation("eval", `--target, the translations of ${data}`, "none"));
-  const languages = search.language === undefined ? {} : { targetLanguage: search.language };
-  const corpus = await readParallel(
-    columns
-      ? { file: data, sourceColumn: config.source_column!, targetColumn: config.target_column!, empty: "keep", ...languages }
-      : { sourceFile: data, targetFile: target!, empty: "keep", ...languages },
-  );
-  const text = { name: data, corpus, data: tokenizePairs(corpus, tokenizer, { languageTokens: multilingual }) };
-  const begun = performance.now();
-  const result = evaluateTranslation(model, tokenizer, [text], { ...search, multilingual, batchTokens: config.batch_tokens });
-  const [one] = result.texts as [(typeof result.texts)[number]];
-  const scores = { bleu: one.bleu, multi_bleu: one.multiBleu };
-  print(
-    {
-      data,
-      checkpoint: loaded.from,
-      sentences: corpus.sources.length,
-      tokens: result.tokens,
-      loss: result.loss,
-      perplexity: result.perplexity,
-      ...Object.fromEntries(Object.entries(scores).map(([name, { score }]) => [name, score])),
-      chrf: corpusChrf(one.translations, corpus.targets).score,
-      seconds: Math.round((performance.now() - begun) / 100) / 10,
-      ...(options["json"] === true ? { bleu_signature: one.bleu.signature, multi_bleu_signature: one.multiBleu.signature } : {}),
-    },
-    options["json"],
-  );
-  if (options["json"] !== true) {
-    for (const score of Object.values(scores)) process.stdout.write(`${formatBleu(score, { width: 2, signature: true })}\n`);
-    process.stdout.write(`${formatChrf(corpusChrf(one.translations, corpus.targets), { signature: true })}\n`);
-  }
-  defaultBackend().dispose();
 }
 
 /** `sparsegate translate`: a text on the command line, or stdin line by line. */
@@ -207,8 +157,6 @@ export async function translateCommand(run: string, words: readonly string[], op
 }
 
 function write(line: number, source: string, translations: readonly Translation[], options: Options, several: boolean): void {
-  // A line of output for each of input: a line break that a model makes up must not shift the rest.
-  const oneLine = (text: string): string => text.replaceAll(/[\r\n\u2028\u2029]+/g, " ");
   if (options["json"] === true) {
     const shown = translations.map(({ text, score, logProbability, sourceTokens, targetTokens, attention }) => ({
       text,

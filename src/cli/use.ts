@@ -21,8 +21,8 @@ function balanceFigures({ cvImportance, cvLoad, maxOverMeanLoad, unused }: Balan
 
 export async function evalCommand(run: string, options: Options): Promise<void> {
   const checkpoint = openCheckpoint("eval", run);
-  if (checkpoint.config["task"] === "translation") return (await import("./translation.js")).evalTranslationCommand(run, options);
-  for (const flag of ["target", "language", "average"]) {
+  if (checkpoint.config["task"] === "translation") return (await import("./eval-translation.js")).evalTranslationCommand(run, options);
+  for (const flag of ["target", "language", "average", "samples"]) {
     if (options[flag] !== undefined) throw new ConfigError(expectation(`eval --${flag}`, "a translation model", run));
   }
   const path = (options["data"] as string | undefined) ?? checkpoint.config["test"] ?? checkpoint.config["valid"];
