@@ -3,10 +3,11 @@
 import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, describe, expect, test } from "vitest";
+import { afterAll, describe, expect, test, vi } from "vitest";
 import { translationCost } from "#sparsegate/models/cost.js";
 import { defaultBackend } from "#sparsegate/tensor/default-backend.js";
 import { corpusBleu } from "#sparsegate/text/bleu.js";
+import { PairBatchStream } from "#sparsegate/text/pair-batches.js";
 import type { ParallelCorpus } from "#sparsegate/text/parallel.js";
 import { loadCheckpoint } from "#sparsegate/train/checkpoint.js";
 import { checkConfig } from "#sparsegate/train/config.js";
@@ -16,7 +17,9 @@ import { isTranslation, translationModelConfig, type TranslationConfig } from "#
 import { makeTranslationDatasets, type TranslationCorpora } from "#sparsegate/train/translation/data.js";
 import { evaluateTranslation } from "#sparsegate/train/translation/evaluate.js";
 import { TRANSLATION_PRESETS, translationPreset } from "#sparsegate/train/translation/presets.js";
+import { languagePairs, pairTexts } from "#sparsegate/train/translation/pairs.js";
 import { loadTranslationModel } from "#sparsegate/train/translation/restore.js";
+import { translationSamples } from "#sparsegate/train/translation/samples.js";
 import { trainTranslation, type TranslationTrainResult } from "#sparsegate/train/translation/trainer.js";
 import { translate } from "#sparsegate/train/translation/translate.js";
 import { sentences, traces } from "../cli/helpers.js";
@@ -182,6 +185,58 @@ test("one model of several directions has a token of the target language in fron
   expect(() => translate(model, datasets.tokenizer, ["w1"], { language: "de" })).toThrow('specialId: expected "<2de>" among the special tokens');
 });
 
+test.each([
+  [1, [90, 10]],
+  [2, [75, 25]], // √90 to √10
+  [1000, [50, 50]],
+])("at temperature %d pairs of languages with 90 and 10 sentences have these shares of each epoch: %o", { timeout: 60_000 }, async (temperature, shares) => {
+  const lines = sentences(90, 1, 8);
+  const up = pair(lines, "low", "up");
+  const down: ParallelCorpus = { ...up, sourceLanguage: "up", targetLanguage: "low", sources: up.targets.slice(0, 10), targets: up.sources.slice(0, 10) };
+  const config = configOf({ model: "LSTM", max_steps: 30, eval_steps: 30, sampling_temperature: temperature });
+  const datasets = makeTranslationDatasets(config, { train: [up, down] });
+  const drawn: number[][] = [];
+  const original = Object.getOwnPropertyDescriptor(PairBatchStream.prototype, "next")!.value as (this: PairBatchStream) => ReturnType<PairBatchStream["next"]>;
+  const spy = vi.spyOn(PairBatchStream.prototype, "next").mockImplementation(function (this: PairBatchStream) {
+    const batch = original.call(this);
+    const counts = (drawn[this.epoch] ??= [0, 0]);
+    for (const i of batch.pairs) counts[datasets.train.groupOf[i]!]!++;
+    return batch;
+  });
+  try {
+    (await trainTranslation(config, datasets, { ephemeral: true })).model.dispose();
+  } finally {
+    spy.mockRestore();
+  }
+  expect(drawn.length).toBeGreaterThanOrEqual(2);
+  // The last epoch is not at its end. Of the others each fraction of a sentence that one has too little the next one has too much.
+  for (const counts of drawn.slice(0, -1)) for (const [i, share] of shares.entries()) expect(Math.abs(counts[i]! - share)).toBeLessThanOrEqual(1);
+});
+
+test("samples are sentences at equal distances from the worst chrF to the best", () => {
+  const texts = ["good day", "good night", "good bye", "good", "good evening"];
+  const translations = ["good day", "", "good buy", "xyz", "good evening"];
+  const samples = (count: number): number[] => translationSamples({ sources: texts, targets: texts }, translations, count).map(({ sentence }) => sentence);
+  expect(samples(5)).toEqual([2, 4, 3, 1, 5]);
+  expect(samples(99)).toEqual(samples(5));
+  expect(samples(3)).toEqual([2, 3, 5]);
+  expect(samples(2)).toEqual([2, 5]);
+  expect(samples(1)).toEqual([2]);
+  expect(translationSamples({ sources: ["a"], targets: ["b"] }, ["b"], 4)).toEqual([{ sentence: 1, chrf: 100, source: "a", reference: "b", translation: "b" }]);
+  expect(() => samples(0)).toThrow("translationSamples: expected count to be an integer");
+});
+
+test("pairs and placeholders say where the text of each pair is", () => {
+  const config = configOf({ pairs: "en-de, en:pt-br", train: "{pair}/t.{source}", train_target: "{pair}/t.{target}" });
+  expect(languagePairs(config).map(({ pair: name }) => name)).toEqual(["en-de", "en-pt-br"]);
+  expect(pairTexts(config, "train")).toEqual([
+    { sourceFile: "en-de/t.en", targetFile: "en-de/t.de", sourceLanguage: "en", targetLanguage: "de" },
+    { sourceFile: "en-pt-br/t.en", targetFile: "en-pt-br/t.pt-br", sourceLanguage: "en", targetLanguage: "pt-br" },
+  ]);
+  expect(pairTexts(config, "valid")).toEqual([]);
+  expect(pairTexts(configOf({}), "train")).toEqual([{ sourceFile: "(in memory)", targetFile: "(in memory)" }]);
+});
+
 describe("options", () => {
   const check = (options: Record<string, unknown>) => () => configOf(options);
   test.each([
@@ -191,6 +246,16 @@ describe("options", () => {
     [{ test_target: "t.txt" }, "test_target (--test-target) to be left out without --test"],
     [{ source_column: "en" }, "target_column (--target-column) to be the name of a column, got undefined."],
     [{ source_column: "en", target_column: "de" }, "train_target (--train-target) to be left out beside --source-column and --target-column"],
+    [{ pairs: "en-de,,de-en" }, 'pairs (--pairs) to be pairs of two languages with commas between, like en-de,de-en, got "en-de,,de-en". "" is none.'],
+    [{ pairs: "en-en" }, '"en-en" is none.'],
+    [{ pairs: "en-pt-br" }, '"en-pt-br" is none. A language that has a hyphen takes a colon: en:pt-br.'],
+    [{ pairs: "en-de,de-en,en:de" }, "pairs (--pairs) to be each pair once, got \"en-de,de-en,en:de\". Leave out the second en-de."],
+    [{ train: "t.{source}" }, 'train (--train) to be --pairs beside it, or a name without placeholders, got "t.{source}". {source} stands for languages of --pairs, like en-de,de-en.'],
+    [{ pairs: "en-de,de-en" }, "train (--train) to be a text for each pair, got \"(in memory)\". en-de and de-en would both be (in memory) and (in memory). Write {source}, {target} or {pair} where names differ."],
+    [{ pairs: "en-de,fr-de", train_target: undefined, source_column: "a", target_column: "{target}" }, "en-de and fr-de would both be the columns a and de of (in memory)."],
+    [{ pairs: "en-de", train: "t.{Source}" }, 'train (--train) to be no placeholders but {source}, {target} and {pair}, got "t.{Source}". Did you mean {source}?'],
+    [{ pairs: "en-de", train: "t.{lang}" }, "{lang} stands for nothing."],
+    [{ sampling_temperature: 0 }, "sampling_temperature (--sampling-temperature) to be a number of at least 1, got 0."],
     [{ model: "4xLSTM" }, "model (--model) to be MoE-<experts>, MoE-<experts>-h, MoE-1-Wide, MoE-1-Deep or LSTM with --task translation"],
     [{ task: "language-model" }, "train_target (--train-target) to be left out without --task translation"],
     [{ task: "language-model", train_target: undefined, attention: "additive", batch_tokens: undefined }, "attention (--attention) to be left out without --task translation"],
@@ -199,7 +264,7 @@ describe("options", () => {
   test("a saved configuration is one that can be read again", () => {
     const config = configOf({ model: "MoE-4", top_k: 2 });
     expect(checkConfig({ ...config }, "again")).toEqual(config);
-    expect(config).toMatchObject({ attention: "product", attention_size: 8, embeddings: "tied", label_smoothing: 0, max_source_tokens: 100, eval_beam_size: 1 });
+    expect(config).toMatchObject({ attention: "product", attention_size: 8, embeddings: "tied", label_smoothing: 0, sampling_temperature: 1, max_source_tokens: 100, eval_beam_size: 1 });
     expect(checkConfig({ train: "x" }, "the test")).not.toHaveProperty("attention");
   });
 });
