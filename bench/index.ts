@@ -14,6 +14,7 @@ import { peersLm } from "./peers-lm.js";
 import { peersMoe } from "./peers-moe.js";
 import { peers } from "./peers.js";
 import { ptb } from "./ptb.js";
+import { translation } from "./translate.js";
 
 export const benchmarks: Record<string, Benchmark> = {
   "moe-layer": moeLayer,
@@ -26,6 +27,7 @@ export const benchmarks: Record<string, Benchmark> = {
   "lm-ranks": lmRanks,
   "large-layer": largeLayer,
   generate: generation,
+  translate: translation,
   memory,
   ptb,
   comm,

@@ -7,6 +7,7 @@ import { met, writeReport } from "./report.js";
 /** What options mean; one name means the same in every benchmark. */
 const ABOUT: Record<string, string> = {
   batchSize: "sequences of a batch",
+  beamSize: "hypotheses of a sentence that go on at each step",
   data: "folder of the text",
   epochs: "times through the training text",
   experts: "numbers of experts, with commas between",
@@ -23,7 +24,7 @@ const ABOUT: Record<string, string> = {
   seed: "of the run",
   steps: "timed steps",
   timeSteps: "length of a sequence",
-  tokens: "tokens drawn a round",
+  tokens: "tokens written of a prompt or sentence",
   vocabSize: "words of the vocabulary",
   wasm: "no leaves out the run without a CBLAS",
 };
