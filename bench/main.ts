@@ -24,7 +24,7 @@ const ABOUT: Record<string, string> = {
   seed: "of the run",
   steps: "timed steps",
   timeSteps: "length of a sequence",
-  tokens: "tokens written of a prompt or sentence",
+  tokens: "tokens drawn a round",
   vocabSize: "words of the vocabulary",
   wasm: "no leaves out the run without a CBLAS",
 };

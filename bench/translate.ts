@@ -23,10 +23,10 @@ const BATCH_BOUND = 1.5;
 export const translation: Benchmark = {
   question:
     "how many sentences a second does beam search translate, in batches and one at a time, and how long does one sentence take?",
-  options: { beamSize: 4, batchSize: 32, tokens: 16, rounds: 7 },
-  async run({ beamSize, batchSize, tokens, rounds }): Promise<BenchResult> {
-    const [beams, lanes, steps] = [Number(beamSize), Number(batchSize), Number(tokens)];
-    if (![beams, lanes, steps].every((n) => Number.isInteger(n) && n > 0))
+  options: { beamSize: 4, batchSize: 32, rounds: 7 },
+  async run({ beamSize, batchSize, rounds }): Promise<BenchResult> {
+    const [beams, lanes] = [Number(beamSize), Number(batchSize)];
+    if (![beams, lanes].every((n) => Number.isInteger(n) && n > 0))
       throw new UsageError("expected sizes and counts to be whole numbers above 0");
     const cpu = useCpu();
     const { vocab_size: V } = translationPreset(PRESETS[0]) as { vocab_size: number };
@@ -36,10 +36,10 @@ export const translation: Benchmark = {
     const singles = sentences.filter((_, i) => i % 4 === 0).map((sentence) => sourceBatch([sentence], EOS));
     const middle = sourceBatch([sentences[Math.floor(lanes / 2)]!], EOS);
     const search = (model: TranslationModel, of: SourceBatch, size: number): Hypothesis[][] => {
-      const found = beamSearch(model, of, { eosId: EOS, beamSize: size, maxLength: () => steps });
+      const found = beamSearch(model, of, { eosId: EOS, beamSize: size, maxLength: (length) => length });
       const lengths = found.map(([best]) => best!.ids.length + 1);
-      if (lengths.some((length) => length !== steps))
-        throw new Error(`expected translations of ${steps} tokens, got ${lengths.join(", ")}`);
+      if (lengths.some((length, i) => length !== of.sourceLengths[i]))
+        throw new Error(`expected translations of ${of.sourceLengths.join(", ")} tokens, got ${lengths.join(", ")}`);
       return found;
     };
     const built = PRESETS.map((name) => {
@@ -48,7 +48,7 @@ export const translation: Benchmark = {
         V,
       );
       const model = new TranslationModel({ ...config, seed: 1 });
-      // No sentence ends, so that as many steps are made in every round.
+      // No sentence ends before its limit, so that as many steps are made in every round.
       const bias = model.softmaxBias.dataSync().slice();
       bias[EOS] = -1e9;
       cpu.write(model.softmaxBias.buffer, bias);
@@ -88,7 +88,7 @@ export const translation: Benchmark = {
     ];
     const notes = [
       cpu.description,
-      `${beams} beams, batches of ${lanes} sentences of ${SHORTEST} to ${LONGEST} tokens, ${steps} steps each; greedy search of one sentence of ${middle.sourceSteps} tokens`,
+      `${beams} beams, batches of ${lanes} sentences of ${SHORTEST} to ${LONGEST} tokens and as many steps; greedy search of one sentence of ${middle.sourceSteps} tokens`,
       steadiness(times),
     ];
     for (const { model } of built) model.dispose();
