@@ -39,6 +39,8 @@ describe("unpacked", () => {
   const sizes: [boolean, boolean, number, number, number][] = [
     [false, false, 32, 1024, 512], [false, false, 37, 1031, 101], [false, false, 1, 2100, 999], [false, false, 160, 67, 131], [false, false, 5, 523, 1201],
     [false, true, 32, 512, 1024], [false, true, 37, 211, 1531], [false, true, 1, 999, 2100], [false, true, 160, 67, 131], [false, true, 3, 700, 1025],
+    // Few multiply-adds, and more of C than the library leaves unpacked: one row of logits.
+    [false, true, 1, 1536, 256], [false, true, 2, 1500, 256],
     [true, false, 512, 1024, 32], [true, false, 211, 517, 37], [true, false, 1100, 999, 1], [true, false, 131, 67, 160],
   ];
   it.each(sizes)("sums what the whole product does (Aᵀ %s, Bᵀ %s, %i × %i × %i), in pieces of at most 10⁶ multiply-adds", (transA, transB, m, n, k) => {

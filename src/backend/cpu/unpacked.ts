@@ -26,7 +26,8 @@ export function multipliesInPlace(build: string): boolean {
 /** `sgemm`, in pieces where the library does not pack them and that is faster; sizes alone decide, so that equal products round equally. */
 export function unpacked({ sgemm, inPlace }: Pick<Cblas, "sgemm" | "inPlace">, transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number,
   a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
-  if (!inPlace || m * n * k <= SMALL || (transA ? transB || k > FEW : m > FEW)) {
+  const small = m * n * k <= SMALL && (transA || !transB || m * n <= SMALL_C);
+  if (!inPlace || small || (transA ? transB || k > FEW : m > FEW)) {
     sgemm(transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     return;
   }
