@@ -89,7 +89,8 @@ export class Allocator {
       if (block.size >= size) return block;
       if (--tries === 0) break;
     }
-    for (let c = exact + 1; c < this.#classes.length; c++) for (const block of this.#classes[c]!) return block;
+    // Most classes are empty, and their size costs less than an iterator.
+    for (let c = exact + 1; c < this.#classes.length; c++) if (this.#classes[c]!.size > 0) for (const block of this.#classes[c]!) return block;
     if (tries === 0) for (const block of this.#classes[exact]!) if (block.size >= size) return block;
     return undefined;
   }
