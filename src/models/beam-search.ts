@@ -1,13 +1,13 @@
 /**
  * Beam search over a translation model, many sentences at once, with GNMT's length normalisation and coverage penalty (Wu et al. 2016, section 7): each step
- * runs the decoder once for all beams of all sentences that are not done, from the states of the step before.
+ * runs the decoder once for all beams of all sentences that are not done, from the states of the step before. The first runs one lane of each sentence.
  */
 
 import { checkInteger, checkNumber } from "../core/checks.js";
 import { NonFiniteError, expectation } from "../core/errors.js";
 import type { AttentionMemory } from "../tensor/ops/attentive-lstm.js";
-import { add } from "../tensor/ops/elementwise.js";
-import { logSoftmax, gatherLast, topK } from "../tensor/ops/reduce.js";
+import { add, sub } from "../tensor/ops/elementwise.js";
+import { gatherLast, logSumExp, topK } from "../tensor/ops/reduce.js";
 import { embedding } from "../tensor/ops/rows.js";
 import { reshape } from "../tensor/ops/shape.js";
 import { keep, scope } from "../tensor/scope.js";
@@ -134,37 +134,37 @@ export function beamSearch(model: TranslationModel, batch: SourceBatch, options:
       while (anyRank(false)) model.idle("decoder");
       return;
     }
-    const decoder = new LaneDecoder(model, batch, K);
+    const decoder = new LaneDecoder(model, batch);
     try {
-      // The first beam of each sentence alone is in use: all would be the same.
-      let lanes = sentences.flatMap((sentence) => Array.from({ length: K }, (_, k): Lane => ({ sentence, logProbability: k === 0 ? 0 : UNUSED })));
+      // One lane of each sentence to begin with, since all its beams would be the same; K from the second step on.
+      let width = 1;
+      let lanes = sentences.map((sentence): Lane => ({ sentence, logProbability: 0 }));
       let ids = new Int32Array(lanes.length).fill(eosId);
       while (anyRank(lanes.length > 0)) {
         if (lanes.length === 0) {
           model.idle("decoder");
           continue;
         }
+        const atLimit = lanes.some(({ sentence }) => steps.length + 1 >= sentence.limit);
         const scores = Float64Array.from(lanes, ({ logProbability }) => logProbability);
-        const { values, indices, ends, attention } = decoder.step(ids, scores, eosId, Math.min(2 * K, K * V));
-        const width = values.length / (lanes.length / K);
+        const { values, parents: from, ids: found, ends, attention } = decoder.step(ids, scores, width, 2 * K, atLimit ? eosId : undefined);
+        const count = values.length / (lanes.length / width);
         const next: (Lane & { parent: number; id: number })[] = [];
-        for (let first = 0; first < lanes.length; first += K) {
+        for (let first = 0; first < lanes.length; first += width) {
           const { sentence } = lanes[first]!;
-          const group = first / K;
-          const last = steps.length + 1 >= sentence.limit;
-          if (last) {
-            for (let k = 0; k < K; k++) {
-              const lane = lanes[first + k]!;
-              if (lane.logProbability > UNUSED / 2) finish({ sentence, logProbability: lane.logProbability + ends[first + k]! }, first + k, attention);
+          if (steps.length + 1 >= sentence.limit) {
+            for (let lane = first; lane < first + width; lane++) {
+              const { logProbability } = lanes[lane]!;
+              if (logProbability > UNUSED / 2) finish({ sentence, logProbability: logProbability + ends![lane]! }, lane, attention);
             }
             continue;
           }
           const going: typeof next = [];
-          for (let rank = 0; rank < width && going.length < K; rank++) {
-            const logProbability = values[group * width + rank]!;
+          const begin = (first / width) * count;
+          for (let rank = 0; rank < count && going.length < K; rank++) {
+            const logProbability = values[begin + rank]!;
             if (!(logProbability > UNUSED / 2)) break;
-            const index = indices[group * width + rank]!;
-            const [parent, id] = [first + Math.floor(index / V), index % V];
+            const [parent, id] = [from[begin + rank]!, found[begin + rank]!];
             if (id !== eosId) going.push({ sentence, logProbability, parent, id });
             else if (rank < K) finish({ sentence, logProbability }, parent, attention);
           }
@@ -175,8 +175,10 @@ export function beamSearch(model: TranslationModel, batch: SourceBatch, options:
         const parents = Int32Array.from(next, ({ parent }) => parent);
         ids = Int32Array.from(next, ({ id }) => id);
         steps.push({ parents, ids, attention });
-        lanes = next;
-        if (lanes.length > 0) decoder.choose(parents);
+        // Beams of one sentence attend to the same, so that the memory stays while the sentences do.
+        const sameMemory = width === K && next.length === lanes.length;
+        [lanes, width] = [next, K];
+        if (lanes.length > 0) decoder.choose(parents, sameMemory);
       }
     } finally {
       decoder.dispose();
@@ -192,6 +194,19 @@ function rowOf(attention: ArrayLike<number>, lane: number, S: number, length: nu
   return Float32Array.from({ length }, (_, i) => attention[lane * S + i]!);
 }
 
+/** What a step found, for each sentence the best continuations of its lanes, best first. */
+interface Continuations {
+  /** Log-probabilities of whole hypotheses. */
+  values: ArrayLike<number>;
+  /** Lanes that are continued, and by which ids. */
+  parents: Int32Array;
+  ids: Int32Array;
+  /** log P of the end for each lane, where it was asked for. */
+  ends?: ArrayLike<number>;
+  /** (lanes, S) what each lane read. */
+  attention: ArrayLike<number>;
+}
+
 /** The decoder with a lane for each hypothesis: its memory and states, carried from step to step. */
 class LaneDecoder {
   #memory: AttentionMemory;
@@ -200,42 +215,52 @@ class LaneDecoder {
   constructor(
     readonly model: TranslationModel,
     batch: SourceBatch,
-    readonly K: number,
   ) {
-    this.#memory = scope(() => {
-      const { memory } = model.encode(batch);
-      return held(lanesOf(memory, Int32Array.from({ length: batch.batchSize * K }, (_, lane) => Math.floor(lane / K))));
-    });
+    this.#memory = scope(() => held(model.encode(batch).memory));
   }
 
   /**
-   * One step of all lanes: the `width` best continuations of each sentence by the sum of `scores` and their log-probability (index: beam · V + id), the
-   * log-probability of ending for each lane, and what each read.
+   * One step of all lanes, `width` of each sentence: its `most` best continuations by the sum of `scores` and their log-probability.
+   * @param eosId asks for the log-probability of ending
    */
-  step(ids: Int32Array, scores: Float64Array, eosId: number, width: number): { values: ArrayLike<number>; indices: ArrayLike<number>; ends: ArrayLike<number>; attention: ArrayLike<number> } {
+  step(ids: Int32Array, scores: Float64Array, width: number, most: number, eosId: number | undefined): Continuations {
     return scope(() => {
       const { vocabSize: V, hiddenSize } = this.model.config;
       const lanes = ids.length;
       const { output, state, attention } = this.model.decode(this.#memory, tensor(ids, [1, lanes], "int32"), this.#state);
       this.#release();
       this.#state = state.map(({ h, c }) => ({ h: keep(h), c: keep(c) })) as DecoderState;
-      const logits = logSoftmax(this.model.logits(reshape(output, [lanes, hiddenSize])));
-      const totals = add(logits, tensor(scores, [lanes, 1]));
-      const best = topK(reshape(totals, [lanes / this.K, this.K * V]), width);
-      const ends = gatherLast(logits, tensor(new Int32Array(lanes).fill(eosId), [lanes, 1], "int32"));
-      return { values: best.values.dataSync(), indices: best.indices.dataSync(), ends: ends.dataSync(), attention: attention.dataSync() };
+      // Normalised and added to scores are the few that may go on: whole rows of the vocabulary are what this step reads most of.
+      const logits = this.model.logits(reshape(output, [lanes, hiddenSize]));
+      const total = reshape(logSumExp(logits), [lanes, 1]);
+      const each = Math.min(most, V);
+      const ofLane = topK(logits, each);
+      const totals = add(sub(ofLane.values, total), tensor(scores, [lanes, 1]));
+      const best = topK(reshape(totals, [lanes / width, width * each]), Math.min(most, width * each));
+      const [chosen, found] = [best.indices.dataSync(), ofLane.indices.dataSync()];
+      // Place of a continuation among those of all lanes.
+      const count = best.indices.shape[1]!;
+      const places = Int32Array.from(chosen, (place, i) => Math.floor(i / count) * width * each + place);
+      return {
+        values: best.values.dataSync(),
+        parents: places.map((place) => Math.floor(place / each)),
+        ids: places.map((place) => found[place]!),
+        attention: attention.dataSync(),
+        ...(eosId === undefined ? {} : { ends: sub(gatherLast(logits, tensor(new Int32Array(lanes).fill(eosId), [lanes, 1], "int32")), total).dataSync() }),
+      };
     });
   }
 
-  /** Lane i goes on from what lane parents[i] was. */
-  choose(parents: Int32Array): void {
+  /** Lane i goes on from what lane parents[i] was. @param sameMemory whether lane i attends to what lane i did */
+  choose(parents: Int32Array, sameMemory: boolean): void {
+    // As in every step of greedy search in which no sentence ends.
+    if (sameMemory && parents.every((parent, lane) => parent === lane)) return;
     const [state, memory] = [this.#state!, this.#memory];
     const index = tensor(parents, [parents.length], "int32");
     this.#state = scope(() => state.map(({ h, c }) => ({ h: keep(embedding(h, index)), c: keep(embedding(c, index)) })) as DecoderState);
     for (const { h, c } of state) for (const t of [h, c]) t.dispose();
     index.dispose();
-    // Beams of one sentence attend to the same: the memory changes when sentences are done.
-    if (parents.length === memory.bias.shape[0]) return;
+    if (sameMemory) return;
     this.#memory = scope(() => held(lanesOf(memory, parents)));
     free(memory);
   }

@@ -201,7 +201,8 @@ export class TranslationModel extends Module {
     const [N, D, V] = [rows.shape[0]!, this.config.hiddenSize, this.config.vocabSize];
     const logits = empty([N, V], "float32", backend);
     backend.gemm(false, true, N, V, D, 1, rows.buffer, D, classes.buffer, D, 0, logits.buffer, V);
-    return noGrad(() => add(logits, this.softmaxBias));
+    backend.binary("add", logits.buffer, { div: 1, mod: Math.max(N * V, 1) }, this.softmaxBias.buffer, { div: 1, mod: V }, logits.buffer, N * V);
+    return logits;
   }
 
   /** Loss of predicting the targets. */

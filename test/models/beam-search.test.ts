@@ -127,6 +127,29 @@ for (const { name, make } of BACKENDS) {
       expect(sg.defaultBackend().memory().used).toBe(before);
     });
 
+    it("decodes one lane of each sentence first and beams of those that go on afterwards, each with its own source", () => {
+      const model = toy(6);
+      const K = 4;
+      // Three of four sentences are done after a step: as many lanes as before, which are all of the third sentence now.
+      const sources = [[1, EOS], [2, EOS], [3, 1, 4, 2, EOS], [4, EOS]];
+      const lanes: number[] = [];
+      const decode = model.decode.bind(model);
+      model.decode = (...given) => {
+        lanes.push(given[1].size);
+        return decode(...given);
+      };
+      const found = beamSearch(model, batchOf(sources), { eosId: EOS, beamSize: K, nBest: K, maxLength: (n) => (n > 2 ? 5 : 1) });
+      expect(lanes.slice(0, 2)).toEqual([4, K]);
+      expect(found.map((hypotheses) => hypotheses.length)).toEqual([1, 1, K, 1]);
+      for (const [i, hypotheses] of found.entries()) {
+        for (const { ids, logProbability, attention } of hypotheses) {
+          const want = sg.scope(() => forced(model, sources[i]!, ids));
+          expect(logProbability).toBeCloseTo(total(want.logs), digits);
+          attention.forEach((row, t) => row.forEach((p, s) => expect(p).toBeCloseTo(want.attention[t]![s]!, Math.min(digits, 6))));
+        }
+      }
+    });
+
     it("ends at the limit of each sentence", () => {
       const model = toy(6);
       model.softmaxBias.backend.write(model.softmaxBias.buffer, [-50, 0, 0, 0, 0, 0]);
