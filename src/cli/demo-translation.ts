@@ -19,7 +19,7 @@ import { compact, table } from "./format.js";
 
 const MODELS = ["dense", "moe"] as const;
 type Model = (typeof MODELS)[number];
-const FULL_STEPS = 1600;
+const FULL_STEPS = 2400;
 const QUICK_STEPS = 10;
 
 interface Result {
