@@ -2,6 +2,7 @@
 
 import { resolveConfig } from "../train/config.js";
 import { planRanks } from "../train/plan-ranks.js";
+import { checkLanguageModel } from "../train/setup.js";
 import { bytes, compact, table } from "./format.js";
 import { flagsOf } from "./train.js";
 
@@ -11,6 +12,7 @@ export function planCommand(options: Options): void {
   const flags = flagsOf(options);
   // No text is read: the vocabulary is as large as --vocab-size says.
   const config = resolveConfig({ file: options["config"] as string | undefined, env: process.env, flags: { ...flags, train: flags["train"] ?? "(none)" } });
+  checkLanguageModel("plan", config);
   const plan = planRanks(config, config.vocab_size, options["ranks"] as number, options["hosts"] as number);
   const values = {
     model: config.model,

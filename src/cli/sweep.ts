@@ -6,7 +6,7 @@ import { writeFileAtomic } from "../train/atomic.js";
 import { flagOf, resolveConfig } from "../train/config.js";
 import { Progress } from "../train/progress.js";
 import { reproduce, type DoneRow } from "../train/reproduce/run.js";
-import { corporaOf, makeDatasets } from "../train/setup.js";
+import { checkLanguageModel, corporaOf, makeDatasets } from "../train/setup.js";
 import { sweepResults, sweepTable, type SweepResult } from "../train/sweep.js";
 import { openBackend } from "./backend.js";
 import { table as textTable } from "./format.js";
@@ -23,6 +23,7 @@ export async function sweepCommand(options: Record<string, unknown>): Promise<vo
     env: process.env,
     flags: { ...given, output_dir },
   });
+  checkLanguageModel("sweep", base);
   if (base.valid === undefined)
     throw new ConfigError(
       expectation("sweep", "--valid, a text to compare trials on", "none", "Comparing them on --test would tune them to it."),

@@ -1,5 +1,6 @@
 /** From a configuration to data, model, optimiser and schedule. */
 
+import { ConfigError, expectation } from "../core/errors.js";
 import type { LanguageModelConfig } from "../models/language-model.js";
 import { presetLstm } from "../models/presets.js";
 import { Adam, Sgd, type Optimizer } from "../optim/optimizers.js";
@@ -51,7 +52,14 @@ export function makeTokenizer(config: TrainConfig, lines: Iterable<string>): Tok
   return trainBpe(lines, { vocabSize: config.vocab_size });
 }
 
+/** @param where what is being done @throws ConfigError for a run of translation */
+export function checkLanguageModel(where: string, { task }: TrainConfig): void {
+  if (task !== "language-model") throw new ConfigError(expectation(where, "a language model (--task language-model)", task, "Translation models have train, eval, translate and inspect."));
+}
+
+/** @throws ConfigError for a run of translation */
 export function modelConfig(config: TrainConfig, vocabSize: number): LanguageModelConfig {
+  checkLanguageModel("LanguageModel", config);
   const middle = moeMiddle(config);
   const { lstmSize, projection } = presetLstm(config.model, config.hidden_size);
   return {

@@ -143,6 +143,10 @@ describe("what cannot be used is refused in one line", { timeout: 60_000 }, () =
   test("models of another kind", async () => {
     await refused(translate(["lm"], "w1\n"), "translate: expected a translation model, got");
     await refused(run(["generate", "run"], { cwd: root }), 'expected a language model, got "translation".');
+    // Both took the source text for that of a language model.
+    const pair = ["--task", "translation", "--train", "train.a", "--train-target", "train.b"];
+    await refused(run(["sweep", ...pair, "--valid", "valid.a", "--valid-target", "valid.b", "--vary", "dropout=0,0.1"], { cwd: root }), 'sweep: expected a language model (--task language-model), got "translation".');
+    await refused(run(["plan", ...pair, "--ranks", "2"], { cwd: root }), 'plan: expected a language model (--task language-model), got "translation".');
     await refused(run(["eval", "lm", "--data", "lm.txt", "--target", "train.a"], { cwd: root }), "eval --target: expected a translation model, got");
   });
   test("a language that the model does not take, beams and checkpoints there are not, bytes that are no text", async () => {
