@@ -107,13 +107,13 @@ function claimOutput({ config, checkpoint, overwrite }: Prepared): void {
 
 /** A run as one rank, which may be the only one; the first says how it went. @returns whether it was finished */
 export async function trainRank(
-  { config, checkpoint, overwrite, json }: Omit<Prepared, "progress">,
+  { config, checkpoint, overwrite, json }: Prepared,
   comm: Communicator,
   listen: () => Pick<AbortSignal, "aborted">,
   progress: Progress,
 ): Promise<{ finished: boolean }> {
   const first = comm.rank === 0;
-  if (isTranslation(config)) return trainTranslationRank({ config, checkpoint, overwrite, json }, comm, listen, progress);
+  if (isTranslation(config)) return trainTranslationRank(config, { checkpoint, overwrite, json }, comm, listen, progress);
   const datasets = makeDatasets(config, corporaOf(config), checkpoint && tokenizerOf(checkpoint));
   openBackend({ quiet: !first });
   if (first) for (const note of caveats(config)) process.stderr.write(`${note}\n`);

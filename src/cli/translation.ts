@@ -29,7 +29,8 @@ const FIGURES = 20;
 
 /** A run of a translation model as one rank, which may be the only one; the first says how it went. @returns whether it was finished */
 export async function trainTranslationRank(
-  { config, checkpoint, overwrite, json }: { config: TranslationConfig; checkpoint: Checkpoint | undefined; overwrite: boolean; json: boolean },
+  config: TranslationConfig,
+  { checkpoint, overwrite, json }: { checkpoint: Checkpoint | undefined; overwrite: boolean; json: boolean },
   comm: Communicator,
   listen: () => Pick<AbortSignal, "aborted">,
   progress: Progress,
@@ -55,7 +56,7 @@ export async function trainTranslationRank(
       valid_perplexity: valid?.perplexity ?? null,
       valid_bleu: valid?.bleu ?? null,
       best_step: best?.step ?? null,
-      best_valid_bleu: best ? -best.loss : null,
+      best_valid_bleu: best?.bleu ?? null,
       test_perplexity: test?.perplexity ?? null,
       test_bleu: test?.bleu ?? null,
       bleu_signature: (valid ?? test)?.texts[0]?.bleu.signature ?? null,

@@ -13,6 +13,8 @@ export interface PairBatch {
   readonly sourceMask: Int32Array;
   /** (batchSize): how many ids each source has. */
   readonly sourceLengths: Int32Array;
+  /** (batchSize): how many ids each target has. */
+  readonly targetLengths: Int32Array;
   /** (targetSteps, batchSize): what the decoder is given, the id before each target; the end-of-sentence id at the start and in the padding. */
   readonly inputs: Int32Array;
   /** (targetSteps, batchSize): what the decoder has to foretell, the end-of-sentence id last; −1 in the padding. */
@@ -273,7 +275,7 @@ function fillBatch(dataset: PairDataset, pairs: Int32Array, firstRow: number): P
     }
     tokens += targetLengths[lane];
   });
-  return { sources, sourceMask, sourceLengths, inputs, targets, sourceSteps, targetSteps, batchSize, tokens, pairs, firstRow };
+  return { sources, sourceMask, sourceLengths, targetLengths, inputs, targets, sourceSteps, targetSteps, batchSize, tokens, pairs, firstRow };
 }
 
 function rowsOf({ batchSize, sourceSteps, targetSteps }: PairBatch): number {

@@ -38,11 +38,9 @@ export function ownLanes(batch: Batch, comm: Pick<Communicator, "rank" | "size">
 
 /** This rank's pairs of a batch, which may be none, and what it has to know of the others. */
 export function ownPairs(batch: PairBatch, comm: Pick<Communicator, "rank" | "size">): TranslationBatch & { readonly tokens: number } {
-  const { sourceLengths, sourceSteps, targetSteps } = batch;
+  const { sourceLengths, targetLengths, sourceSteps, targetSteps } = batch;
   const lanes = lanesOf(batch.batchSize, comm);
   const targets = cutLanes(batch.targets, targetSteps, lanes);
-  const targetLengths = new Int32Array(batch.batchSize);
-  batch.targets.forEach((id, i) => (targetLengths[i % batch.batchSize]! += id >= 0 ? 1 : 0));
   return {
     sources: cutLanes(batch.sources, sourceSteps, lanes),
     sourceLengths: sourceLengths.slice(lanes.first, lanes.first + lanes.count),

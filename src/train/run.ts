@@ -68,11 +68,11 @@ export interface Task<R extends StepFigures, E, M extends Module = Module> {
   evaluationMetrics(evaluation: E): Record<string, number>;
   /** By which evaluations of the validation text are compared: lower is better. */
   criterion(evaluation: E): number;
-  /** Tensors beside parameters and optimiser that go from step to step, and other state, as JSON: for checkpoints. */
-  carried(): (readonly [string, Tensor])[];
-  state(): Record<string, unknown>;
-  restore(checkpoint: Checkpoint): void;
-  dispose(): void;
+  /** What goes from step to step beside parameters and optimiser, where there is something: tensors, and other state as JSON, for checkpoints. */
+  carried?(): (readonly [string, Tensor])[];
+  state?(): Record<string, unknown>;
+  restore?(checkpoint: Checkpoint): void;
+  dispose?(): void;
 }
 
 /** How a run is made, whatever the task. */
@@ -227,7 +227,7 @@ class Run<R extends StepFigures, E, M extends Module> {
     this.#interval = { ...(interval as { loss: number; tokens: number }) };
     this.#due = (due as EvaluatedText[]).filter((text) => this.texts[text]);
     this.#stopping.restore(checkpoint.state["stopping"]);
-    task.restore(checkpoint);
+    task.restore?.(checkpoint);
   }
 
   /** @throws FileError; NonFiniteError when a tensor holds NaN or an infinity. Checkpoints before stay. */
@@ -238,7 +238,7 @@ class Run<R extends StepFigures, E, M extends Module> {
 
   #write(): void {
     const { config, task } = this;
-    const kept = [...task.optimizer.prepare(), ...task.carried()];
+    const kept = [...task.optimizer.prepare(), ...(task.carried?.() ?? [])];
     if (!writes(this.options)) {
       if (this.#comm) for (const tensors of [task.model.namedState(), kept]) sendParts(tensors, this.#comm);
       return;
@@ -254,7 +254,7 @@ class Run<R extends StepFigures, E, M extends Module> {
           corpus: task.corpus,
           interval: this.#interval,
           due: this.#due,
-          ...task.state(),
+          ...task.state?.(),
           ...(task.keepsBest ? { stopping: this.#stopping.state() } : {}),
         },
       },
@@ -370,7 +370,7 @@ class Run<R extends StepFigures, E, M extends Module> {
       if (error instanceof NonFiniteError && !options.ephemeral) error.message += this.#lastGood();
       throw error;
     } finally {
-      task.dispose();
+      task.dispose?.();
       optimizer.dispose();
       metrics?.close();
       board?.close();

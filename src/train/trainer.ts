@@ -131,8 +131,9 @@ class LanguageModelTask implements Task<StepResult, Evaluation, LanguageModel> {
     return { unused: [...this.#unused.steps] };
   }
 
-  restore({ optimizer, path, state, ...rest }: Checkpoint): void {
-    const { unused } = state;
+  restore(checkpoint: Checkpoint): void {
+    const { optimizer, state } = checkpoint;
+    const unused = state["unused"];
     if (Array.isArray(unused)) this.#unused = new UnusedExperts(unused as number[]);
     if (!optimizer?.has("carry.0.h")) return;
     const carried = new Map<string, Tensor>();
@@ -148,7 +149,7 @@ class LanguageModelTask implements Task<StepResult, Evaluation, LanguageModel> {
       };
       return { h: make("h"), c: make("c") };
     });
-    fillTensors({ optimizer, path, state, ...rest }, optimizer, carried, this.comm);
+    fillTensors(checkpoint, optimizer, carried, this.comm);
     this.#training.states = states;
   }
 

@@ -4,6 +4,7 @@ import { spawn, type ChildProcess } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { expect } from "vitest";
 import { philox4x32 } from "#sparsegate/core/random.js";
 import { loadCheckpoint } from "#sparsegate/train/checkpoint.js";
 import { readMetrics } from "#sparsegate/train/metrics.js";
@@ -99,6 +100,14 @@ export function writeTexts(folder: string, { train = 300, valid = 25, test = 20 
   for (const [i, [name, count]] of Object.entries({ train, valid, test }).entries())
     writeFileSync(join(folder, `${name}.txt`), `${sentences(count, i + 1).join("\n")}\n`);
   return folder;
+}
+
+/** Expects a program to end with 1 and a line on stderr that has this text. */
+export async function refused(outcome: Promise<Outcome>, text: string): Promise<void> {
+  const { code, stderr } = await outcome;
+  expect(stderr).toContain(text);
+  expect(stderr.trimEnd().split("\n")).toHaveLength(1);
+  expect(code).toBe(1);
 }
 
 /** `{ max_steps: 3, sigmoid: false }` as flags. */

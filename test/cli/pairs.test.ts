@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { readMetrics } from "#sparsegate/train/metrics.js";
-import { flags, inPairs, run, sentences, traces, type Outcome } from "./helpers.js";
+import { flags, inPairs, refused, run, sentences, traces, type Outcome } from "./helpers.js";
 
 const root = mkdtempSync(join(tmpdir(), "sparsegate-pairs-"));
 afterAll(() => rmSync(root, { recursive: true }));
@@ -173,12 +173,6 @@ describe("names", { timeout: 60_000 }, () => {
 });
 
 describe("what cannot be used is refused in one line", { timeout: 60_000 }, () => {
-  const refused = async (outcome: Promise<Outcome>, text: string): Promise<void> => {
-    const { code, stderr } = await outcome;
-    expect(stderr).toContain(text);
-    expect(stderr.trimEnd().split("\n")).toHaveLength(1);
-    expect(code).toBe(1);
-  };
   test("what is no pair, or no temperature", async () => {
     await refused(train({ ...common, pairs: "en-de,de" }), '--pairs: expected pairs of two languages with commas between, like en-de,de-en, got "en-de,de". "de" is none.');
     await refused(train({ ...common, sampling_temperature: 0.5 }), "--sampling-temperature: expected a number of at least 1, got 0.5.");

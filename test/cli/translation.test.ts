@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { TRANSLATION_PRESETS } from "#sparsegate/train/translation/presets.js";
-import { flags, main, run, sentences, type Outcome } from "./helpers.js";
+import { flags, main, refused, run, sentences, type Outcome } from "./helpers.js";
 
 const root = mkdtempSync(join(tmpdir(), "sparsegate-translate-"));
 const options = { task: "translation", train: "train.a", train_target: "train.b.gz", valid: "valid.a", valid_target: "valid.b", vocab_size: 280, model: "MoE-4", top_k: 2, hidden_size: 16, batch_tokens: 256, learning_rate: 0.02, eval_steps: 10, save_steps: 10, save_total_limit: 3 };
@@ -128,12 +128,6 @@ test("demo translation trains both models for twelve pairs, reports each, and le
 });
 
 describe("what cannot be used is refused in one line", { timeout: 60_000 }, () => {
-  const refused = async (outcome: Promise<Outcome>, text: string): Promise<void> => {
-    const { code, stderr } = await outcome;
-    expect(stderr).toContain(text);
-    expect(stderr.trimEnd().split("\n")).toHaveLength(1);
-    expect(code).toBe(1);
-  };
   test("files of different lengths", () => refused(train({ valid_target: "short.b", output_dir: "other" }), 'valid.a:8: expected its partner in short.b, got "7 lines there and 8 here".'));
   test("a missing target file", () => refused(run(["train", "--task", "translation", "--train", "train.a"], { cwd: root }), "--train-target: expected a text file, got undefined. Name the file with the translations of train.a, or"));
   test("a task's options with the other task", async () => {

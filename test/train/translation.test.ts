@@ -100,7 +100,7 @@ describe("a run on disk", () => {
     expect(scores).toHaveLength(6);
     const highest = Math.max(...scores.map(([, bleu]) => bleu));
     const best = scores.findLast(([, bleu]) => bleu === highest)!;
-    expect(result.best).toEqual({ step: best[0], loss: -best[1] });
+    expect(result.best).toEqual({ step: best[0], bleu: best[1] });
     // That of the best before stays, in case a kill undoes this one.
     const kept = readdirSync(join(run, "best"));
     expect(kept).toContain(`checkpoint-${best[0]}`);

@@ -40,6 +40,10 @@ export interface TranslationDatasets {
  */
 export async function readText(config: TranslationConfig, part: TextPart): Promise<ParallelCorpus[]> {
   checkFiles(config, part);
+  return readPairs(config, part);
+}
+
+async function readPairs(config: TranslationConfig, part: TextPart): Promise<ParallelCorpus[]> {
   const corpora: ParallelCorpus[] = [];
   for (const input of pairTexts(config, part)) corpora.push(await readParallel({ ...input, empty: part === "train" ? "skip" : "keep" }));
   return corpora;
@@ -50,9 +54,9 @@ export async function readCorpora(config: TranslationConfig): Promise<Translatio
   // Before any is read: that may take minutes.
   for (const part of TEXTS) checkFiles(config, part);
   return {
-    train: await readText(config, "train"),
-    ...(config.valid === undefined ? {} : { valid: await readText(config, "valid") }),
-    ...(config.test === undefined ? {} : { test: await readText(config, "test") }),
+    train: await readPairs(config, "train"),
+    ...(config.valid === undefined ? {} : { valid: await readPairs(config, "valid") }),
+    ...(config.test === undefined ? {} : { test: await readPairs(config, "test") }),
   };
 }
 

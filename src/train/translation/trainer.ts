@@ -17,7 +17,10 @@ import { translationEvaluationSteps, type EvaluationOptions, type TranslationEva
 import { PARTS, translationStep, type TranslationStep } from "./step.js";
 
 export type TranslationTrainOptions = RunOptions<TranslationStep, TranslationEvaluation>;
-export type TranslationTrainResult = RunResult<TranslationEvaluation, TranslationModel>;
+export interface TranslationTrainResult extends Omit<RunResult<TranslationEvaluation, TranslationModel>, "best"> {
+  /** The step whose validation BLEU was highest, and that BLEU. */
+  best?: { step: number; bleu: number };
+}
 
 /** @throws ConfigError, FileError, NonFiniteError (the last good checkpoint stays) */
 export async function trainTranslation(
@@ -26,7 +29,9 @@ export async function trainTranslation(
   options: TranslationTrainOptions = {},
   checkpoint?: Checkpoint,
 ): Promise<TranslationTrainResult> {
-  return runTask(config, datasets, options, checkpoint, () => new TranslationTask(config, datasets, several(options.comm)));
+  const { best, ...result } = await runTask(config, datasets, options, checkpoint, () => new TranslationTask(config, datasets, several(options.comm)));
+  // As `criterion` has it; not -0 for a BLEU of 0.
+  return { ...result, ...(best ? { best: { step: best.step, bleu: 0 - best.loss } } : {}) };
 }
 
 /** How a run's texts are evaluated. */
@@ -100,18 +105,6 @@ class TranslationTask implements Task<TranslationStep, TranslationEvaluation, Tr
   criterion({ bleu }: TranslationEvaluation): number {
     return -bleu;
   }
-
-  carried(): [] {
-    return [];
-  }
-
-  state(): Record<string, unknown> {
-    return {};
-  }
-
-  restore(): void {}
-
-  dispose(): void {}
 }
 
 function checksum({ sources, targets }: PairDataset): number {

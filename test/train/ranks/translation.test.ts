@@ -85,6 +85,12 @@ test("experts are spread: a rank of 2 has half of those of one", async () => {
   for (const { parameters } of await onRanks(2, "spread-2", config)) expect(parameters).toBe(single.parameters - 2 * 2 * (2 * 8 * 16));
 });
 
+test("parameters that make the loss overflow end all ranks, and name the layer", async () => {
+  // A float32 that goes through the step it is made in, and overflows in the next.
+  const config = { ...kinds["strictly balanced, label smoothing"], learning_rate: 1e30, schedule: "constant" };
+  await expect(onRanks(3, "blown", config)).rejects.toThrow(/: Step 2: expected a finite output of encoder\./);
+});
+
 test("the text has batches of fewer sentences than ranks", () => {
   const config = checkConfig({ ...base, model: "LSTM", output_dir: root }, "the test") as TranslationConfig;
   const stream = new PairBatchStream(makeTranslationDatasets(config, corpora as unknown as TranslationCorpora).train, { batchTokens: config.batch_tokens, seed: config.seed });
