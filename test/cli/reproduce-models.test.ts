@@ -139,6 +139,24 @@ describe("reproduce table-7", () => {
     },
   );
 
+  test("does not carry on a row whose rate falls to 0 at its last step: that would be another training", { timeout: 120_000 }, async () => {
+    const line = (name: string, folder: string, tokens: number, overwrite: string[] = []): string[] =>
+      args(name, folder, tokens, ...rows("4xLSTM-512"), "--set", "schedule=linear", ...overwrite);
+    const few = await table(line("table-7", "linear", 640));
+    const refused = await run(line("table-7", "linear", 1280), { cwd: root });
+    expect([refused.code, refused.stdout]).toEqual([1, ""]);
+    expect(refused.stderr).toContain("--output-dir: expected rows of 20 steps in");
+    expect(refused.stderr).toContain('got "a row of 10 steps whose rate has its end there (schedule linear)". Give another folder, or --overwrite');
+    expect(figures(await table(line("table-7", "linear", 640)))).toEqual(figures(few));
+    const tenth = await run(line("table-8", "tenth", 1280), { cwd: root });
+    expect([tenth.code, tenth.stdout]).toEqual([1, ""]);
+    expect(tenth.stderr).toContain("expected one that does not depend on the last step, got");
+    expect(existsSync(join(root, "tenth", "4xLSTM-512"))).toBe(false);
+    // Trained anew it is as in a folder of its own.
+    const anew = await table(line("table-7", "linear", 1280, ["--overwrite"]));
+    expect(figures(anew)).toEqual(figures(await table(line("table-7", "linear-anew", 1280))));
+  });
+
   test(
     "carries chosen rows on to more tokens, as if they had been trained so far from the start, and keeps the table of fewer",
     { timeout: 240_000 },

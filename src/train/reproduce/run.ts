@@ -140,9 +140,16 @@ function plannedRows(
     };
     const config = checkConfig(values, table.name);
     const stops = table.stops?.(config.max_steps) ?? [config.max_steps];
+    if (stops.length > 1 && endsAtLastStep(config)) {
+      const hint = `${table.name} measures rows on their way too, at step ${stops[0]}.`;
+      throw new ConfigError(expectation(`schedule of row ${row.key}`, "one that does not depend on the last step", config.schedule, hint));
+    }
     return { row, folder, stops: stops.map((max_steps) => ({ ...config, max_steps })), chosen: rows?.includes(row.key) ?? true };
   });
 }
+
+/** Whether the rate of every step depends on the number of steps, so that more of them are not the same training carried on. */
+const endsAtLastStep = ({ schedule }: TrainConfig): boolean => schedule === "linear";
 
 /** Trains a row to the last step of its configuration and keeps what comes out. @returns undefined after an interruption */
 async function trainRow(
@@ -210,6 +217,10 @@ function isStarted(table: PaperTable, folder: string, config: TrainConfig): bool
   const step = checkpointSteps(folder).at(-1);
   if (step === undefined) return false;
   const then = openCheckpoint("--output-dir", folder).config as unknown as TrainConfig;
+  if (table.stops && endsAtLastStep(config) && then.max_steps !== config.max_steps) {
+    const got = `a row of ${then.max_steps} steps whose rate has its end there (schedule ${config.schedule})`;
+    throw mixed(`rows of ${config.max_steps} steps in ${folder}`, got);
+  }
   checkSettings(folder, config, table.stops ? { ...then, max_steps: config.max_steps } : then);
   if (step > config.max_steps)
     throw mixed(`a row of at most ${config.max_steps} steps in ${folder}`, `a checkpoint of step ${step}`);
