@@ -217,11 +217,11 @@ function isStarted(table: PaperTable, folder: string, config: TrainConfig): bool
   const step = checkpointSteps(folder).at(-1);
   if (step === undefined) return false;
   const then = openCheckpoint("--output-dir", folder).config as unknown as TrainConfig;
+  checkSettings(folder, config, table.stops ? { ...then, max_steps: config.max_steps } : then);
   if (table.stops && endsAtLastStep(config) && then.max_steps !== config.max_steps) {
     const got = `a row of ${then.max_steps} steps whose rate has its end there (schedule ${config.schedule})`;
     throw mixed(`rows of ${config.max_steps} steps in ${folder}`, got);
   }
-  checkSettings(folder, config, table.stops ? { ...then, max_steps: config.max_steps } : then);
   if (step > config.max_steps)
     throw mixed(`a row of at most ${config.max_steps} steps in ${folder}`, `a checkpoint of step ${step}`);
   return true;
