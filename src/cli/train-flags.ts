@@ -89,6 +89,7 @@ export const TRAIN_FLAGS: readonly [heading: string, flags: readonly [flags: str
       ["--expert-activation <name>", "relu, gelu or swiglu"],
       ["--expert-bias", "biases in experts"],
       ["--expert-dropout <x>", "dropout inside experts"],
+      ["--expert-learning-rate-scale <x>", "learning rate of the experts, or of the dense layer in their place, over that of all else (1)"],
       ["--shared-experts <n>", "experts that every token uses beside those of the gate"],
       ["--recompute-experts", "compute hidden activations again instead of keeping them"],
       ["--factored-experts", "factored second moments for expert matrices"],

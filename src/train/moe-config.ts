@@ -59,6 +59,8 @@ export const moeFields = {
   gate_scale: weight,
   /** Learning rate of the gate over that of everything else. Default 1. Less keeps a gate with many experts from deciding before they have learnt. */
   gate_learning_rate_scale: weight,
+  /** Learning rate of the experts, or of the dense layer in their place, over that of everything else. Default 1. */
+  expert_learning_rate_scale: weight,
   /** Hidden layers of an expert, each of expert_hidden_size. 1 as in the paper. */
   expert_layers: z.number().int().min(1).max(64).default(1),
   /** relu as in the paper. */
@@ -109,7 +111,7 @@ export function uselessOptions(config: TrainConfig, wasSet: (key: string) => boo
   const middle = moeMiddle(config);
   if (middle.kind !== "moe") {
     // Sizes and weights of the paper may stand in a file that several of its models share.
-    const shared: readonly string[] = ["top_k", "importance_weight", "load_weight"];
+    const shared: readonly string[] = ["top_k", "importance_weight", "load_weight", ...(middle.kind === "dense" ? ["expert_learning_rate_scale"] : [])];
     return Object.keys(moeFields)
       .filter((key) => wasSet(key) && config[key as keyof TrainConfig] !== DEFAULTS[key] && !shared.includes(key))
       .map((key) => ({

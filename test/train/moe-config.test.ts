@@ -34,19 +34,32 @@ const refusal = (options: Record<string, unknown>): string => {
   return "";
 };
 
-test.each(["MoE-8", "MoE-8-h"])("gate_learning_rate_scale slows the gates of %s, and nothing else", (name) => {
-  // Two groups of four: with one expert a group there would be nothing to choose.
-  const branching = name.endsWith("-h") ? { branching: 2 } : {};
-  const shared = { train: "x", hidden_size: 8, model: name, optimizer: "sgd", gate_learning_rate_scale: 0, ...branching };
-  const config = checkConfig(shared, "the test");
+/** Takes a step at rate 0 for the parameters of which the name starts so. @returns how many there are, having found that they alone stood still */
+function stillParameters(options: Record<string, unknown>, prefix: string): number {
+  const config = checkConfig({ train: "x", hidden_size: 8, optimizer: "sgd", ...options }, "the test");
   const model = new LanguageModel(modelConfig(config, 5));
   const optimizer = makeOptimizer(config, model.namedParameters());
   const before = new Map([...model.namedParameters()].map(([key, p]) => [key, p.dataSync().slice()]));
   for (const p of model.parameters()) p.grad = { value: keep(tensor(new Float32Array(p.size).fill(1), p.shape)) };
   optimizer.step(0.5);
   const still = [...model.namedParameters()].filter(([key, p]) => p.dataSync().every((value, i) => value === before.get(key)![i]));
-  expect(still.map(([key]) => key)).toEqual([...before.keys()].filter((key) => key.startsWith("moe.gate.")));
-  expect(still.length).toBe(name.endsWith("-h") ? 4 : 2);
+  expect(still.map(([key]) => key)).toEqual([...before.keys()].filter((key) => key.startsWith(prefix)));
+  return still.length;
+}
+
+test.each(["MoE-8", "MoE-8-h"])("gate_learning_rate_scale slows the gates of %s, and nothing else", (model) => {
+  // Two groups of four: with one expert a group there would be nothing to choose.
+  const branching = model.endsWith("-h") ? { branching: 2 } : {};
+  expect(stillParameters({ model, gate_learning_rate_scale: 0, ...branching }, "moe.gate.")).toBe(model.endsWith("-h") ? 4 : 2);
+});
+
+test.each([
+  ["MoE-8", "moe.experts."],
+  ["MoE-8-h", "moe.experts."],
+  ["MoE-1-Wide", "dense."],
+])("expert_learning_rate_scale changes the rate of the experts of %s, and of nothing else", (model, prefix) => {
+  const branching = model.endsWith("-h") ? { branching: 2 } : {};
+  expect(stillParameters({ model, expert_learning_rate_scale: 0, ...branching }, prefix)).toBe(2);
 });
 
 describe("each option", () => {
@@ -239,6 +252,7 @@ describe("what would do nothing is refused", () => {
     [{ gate: "expert-choice", drop_policy: "arrival" }, /drop_policy .* equal share: nothing overflows\./],
     [{ drop_policy: "arrival" }, /drop_policy .* left out without a capacity/],
     [{ model: "LSTM", gate: "switch" }, /gate .* left out for LSTM, which has no experts to choose from/],
+    [{ model: "4xLSTM", expert_learning_rate_scale: 2 }, /expert_learning_rate_scale .* left out for 4xLSTM/],
     [{ model: "MoE-1-Wide", shared_experts: 1 }, /shared_experts .* left out for MoE-1-Wide/],
     [
       { secondary_gate: "switch" },
