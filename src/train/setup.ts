@@ -78,7 +78,7 @@ export function modelConfig(config: TrainConfig, vocabSize: number): LanguageMod
 /** The optimiser of a run of either task. Its state is made at once: behind a step's gradients it would cut the free memory after them in two for good. */
 export function makeOptimizer(config: TrainConfig, parameters: ReadonlyMap<string, Tensor>): Optimizer {
   const { gate_learning_rate_scale: gateScale = 1, expert_learning_rate_scale: expertScale = 1 } = config;
-  const learningRateScale = (name: string): number => (isGate(name) ? gateScale : isOfExperts(name) ? expertScale : 1);
+  const learningRateScale = (name: string): number => (isGate(name) ? gateScale : isOfMiddle(name) ? expertScale : 1);
   const factored = (name: string): boolean => config.factored_experts && isExpertMatrix(name);
   const optimizer = config.optimizer === "sgd" ? new Sgd(parameters, { learningRateScale }) : new Adam(parameters, { beta1: config.beta1, beta2: config.beta2, factored, learningRateScale });
   optimizer.prepare();
@@ -97,9 +97,9 @@ function isExpertMatrix(name: string): boolean {
   return /^(moe|(en|de)coderMiddle)\.(experts|shared)\.\w*Weights?(\.\d+)?$/.test(name);
 }
 
-/** Whether it is of experts, or of the dense layer in their place. */
-function isOfExperts(name: string): boolean {
-  return /^(dense|(moe|(en|de)coderMiddle)\.(experts|shared|layers))\./.test(name);
+/** Whether it is of a mixture, its gate and its experts, or of the dense layer in its place. */
+function isOfMiddle(name: string): boolean {
+  return /^(dense|moe|(en|de)coderMiddle)\./.test(name);
 }
 
 /** Whether it is of a gate, at either level. */

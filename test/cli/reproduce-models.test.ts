@@ -148,6 +148,12 @@ describe("reproduce table-7", () => {
     expect(refused.stderr).toContain("--output-dir: expected rows of 20 steps in");
     expect(refused.stderr).toContain('got "a row of 10 steps whose rate has its end there (schedule linear)". Give another folder, or --overwrite');
     expect(figures(await table(line("table-7", "linear", 640)))).toEqual(figures(few));
+    // A row of another schedule is refused for that, not for what a linear one would have done.
+    await table(args("table-7", "held", 640, ...rows("4xLSTM-512")));
+    const held = await run(line("table-7", "held", 1280), { cwd: root });
+    expect([held.code, held.stdout]).toEqual([1, ""]);
+    expect(held.stderr).toContain("inverse-sqrt");
+    expect(held.stderr).not.toContain("has its end there");
     const tenth = await run(line("table-8", "tenth", 1280), { cwd: root });
     expect([tenth.code, tenth.stdout]).toEqual([1, ""]);
     expect(tenth.stderr).toContain("expected one that does not depend on the last step, got");

@@ -3,6 +3,7 @@
 import { afterAll, describe, expect, test } from "vitest";
 import { ConfigError } from "#sparsegate/core/errors.js";
 import { LanguageModel } from "#sparsegate/models/language-model.js";
+import { TranslationModel } from "#sparsegate/models/translation-model.js";
 import type { RouterGate } from "#sparsegate/moe/gates/gate.js";
 import { HierarchicalGate } from "#sparsegate/moe/gates/hierarchical.js";
 import { GATE_NAMES } from "#sparsegate/moe/gates/index.js";
@@ -13,6 +14,7 @@ import { checkConfig, resolveConfig } from "#sparsegate/train/config.js";
 import { tensor } from "#sparsegate/tensor/index.js";
 import { keep } from "#sparsegate/tensor/scope.js";
 import { makeOptimizer, modelConfig } from "#sparsegate/train/setup.js";
+import { isTranslation, translationModelConfig } from "#sparsegate/train/translation/config.js";
 
 afterAll(() => defaultBackend().dispose());
 
@@ -35,15 +37,15 @@ const refusal = (options: Record<string, unknown>): string => {
 };
 
 /** Takes a step at rate 0 for the parameters of which the name starts so. @returns how many there are, having found that they alone stood still */
-function stillParameters(options: Record<string, unknown>, prefix: string): number {
+function stillParameters(options: Record<string, unknown>, ...prefixes: string[]): number {
   const config = checkConfig({ train: "x", hidden_size: 8, optimizer: "sgd", ...options }, "the test");
-  const model = new LanguageModel(modelConfig(config, 5));
+  const model = isTranslation(config) ? new TranslationModel(translationModelConfig(config, 5)) : new LanguageModel(modelConfig(config, 5));
   const optimizer = makeOptimizer(config, model.namedParameters());
   const before = new Map([...model.namedParameters()].map(([key, p]) => [key, p.dataSync().slice()]));
   for (const p of model.parameters()) p.grad = { value: keep(tensor(new Float32Array(p.size).fill(1), p.shape)) };
   optimizer.step(0.5);
   const still = [...model.namedParameters()].filter(([key, p]) => p.dataSync().every((value, i) => value === before.get(key)![i]));
-  expect(still.map(([key]) => key)).toEqual([...before.keys()].filter((key) => key.startsWith(prefix)));
+  expect(still.map(([key]) => key)).toEqual([...before.keys()].filter((key) => prefixes.some((prefix) => key.startsWith(prefix))));
   return still.length;
 }
 
@@ -60,6 +62,14 @@ test.each([
 ])("expert_learning_rate_scale changes the rate of the experts of %s, and of nothing else", (model, prefix) => {
   const branching = model.endsWith("-h") ? { branching: 2 } : {};
   expect(stillParameters({ model, expert_learning_rate_scale: 0, ...branching }, prefix)).toBe(2);
+});
+
+test.each([
+  [{ gate_learning_rate_scale: 0 }, ["encoderMiddle.gate.", "decoderMiddle.gate."], 4],
+  [{ expert_learning_rate_scale: 0, shared_experts: 1 }, ["encoderMiddle.experts.", "encoderMiddle.shared.", "decoderMiddle.experts.", "decoderMiddle.shared."], 8],
+  [{ expert_learning_rate_scale: 0, model: "MoE-1-Wide" }, ["encoderMiddle.", "decoderMiddle."], 4],
+])("a translation model learns likewise with %j", (options, prefixes, count) => {
+  expect(stillParameters({ task: "translation", train_target: "y", model: "MoE-8", ...options }, ...prefixes)).toBe(count);
 });
 
 describe("each option", () => {
