@@ -80,7 +80,7 @@ export { PAPER_LANGUAGES, countPlaceholders, messagePairs, placeholders, type Pl
 export { loadMessages, splitMessages, type Message, type MessageSplit } from "./text/messages.js";
 export { BpeTokenizer, trainBpe, type BpeOptions } from "./text/bpe.js";
 export type { Tokenizer } from "./text/tokenizer.js";
-export { PairDataset, tokenizePairs, type PairGroup, type PairOptions, type Sentences } from "./text/pair-dataset.js";
+export { BpeDropout, PairDataset, tokenizePairs, type BpeDropoutOptions, type PairGroup, type PairOptions, type Sentences } from "./text/pair-dataset.js";
 export {
   PairBatchStream,
   inCorpusOrder,

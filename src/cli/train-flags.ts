@@ -29,6 +29,7 @@ export const TRAIN_FLAGS: readonly [heading: string, flags: readonly [flags: str
       ["--attention-size <n>", "width of keys and queries (hidden size)"],
       ["--embeddings <kind>", "tied to the softmax, or shared by source and target alone (tied)"],
       ["--label-smoothing <x>", "share of the probability for all other words (0)"],
+      ["--bpe-dropout <x>", "share of subword merges left out in training, by chance: each epoch has other subwords (0)"],
       ["--batch-tokens <n>", "sentences times the longest of them (2048)"],
       ["--sampling-temperature <x>", "of several --pairs: more has those with little text come more often (1: as often as their text)"],
       ["--max-source-tokens <n>", "longest source in training (100)"],

@@ -55,6 +55,18 @@ export function uniformAt(key: Key, i: number): number {
   return (words(key, Math.floor(i / 4))[i % 4] >>> 8) * 2 ** -24;
 }
 
+/** The uniform numbers of a stream one after another, as `uniformAt` from element `first` on. */
+export function uniformsFrom(key: Key, first: number): () => number {
+  let at = first;
+  let block = -1;
+  let drawn: readonly number[] = [];
+  return () => {
+    const needed = Math.floor(at / 4);
+    if (needed !== block) drawn = words(key, (block = needed));
+    return (drawn[at++ % 4] >>> 8) * 2 ** -24;
+  };
+}
+
 /**
  * Element i, standard normal, by Box-Muller on the pairs (word 0, word 1) and (word 2, word 3) of a block:
  * even elements take r·cos(2πu₂), odd ones r·sin(2πu₂), r = √(−2 ln u₁), u₁ = (w + 1 of 24 bits)·2⁻²⁴ in (0, 1].

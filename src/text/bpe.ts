@@ -132,6 +132,21 @@ export class BpeTokenizer implements Tokenizer {
     return ids;
   }
 
+  /**
+   * As `encode`, but at every step each merge that could be made is left out by chance (BPE-dropout, Provilkov et al. 2020): a text has many
+   * encodings, all of which decode to it. What is trained on them overfits less.
+   *
+   * @param dropout the probability of leaving a merge out: at 0 the encoding is that of `encode`, at 1 every byte is a token
+   * @param uniform draws from [0, 1)
+   */
+  encodeWithDropout(text: string, dropout: number, uniform: () => number): number[] {
+    const ids: number[] = [];
+    for (const [piece] of text.matchAll(PIECES)) {
+      for (const id of this.#encodePiece(piece, () => uniform() < dropout)) ids.push(id);
+    }
+    return ids;
+  }
+
   decode(ids: readonly number[]): string {
     // ignoreBOM keeps a byte order mark of the text, which is text like any other here.
     return new TextDecoder("utf-8", { ignoreBOM: true }).decode(this.#bytes(ids));
@@ -190,18 +205,21 @@ export class BpeTokenizer implements Tokenizer {
     return { file: TOKENIZER_FILE, text: `${JSON.stringify(json, null, 1)}\n` };
   }
 
-  #encodePiece(piece: string): number[] {
+  /** @param isLeftOut whether this time a merge is passed over; asked of each that could be made, at every step anew */
+  #encodePiece(piece: string, isLeftOut?: () => boolean): number[] {
     const ids = Array.from(encoder.encode(piece), (byte) => this.#byteIds[byte]);
     while (ids.length > 1) {
       let best: { rank: number; id: number } | undefined;
       let bestAt = -1;
       for (let i = 0; i + 1 < ids.length; i++) {
-        const key = ids[i] * PAIR + ids[i + 1];
-        const merge = this.#ranks.get(key);
-        if (merge !== undefined && (best === undefined || merge.rank < best.rank)) [best, bestAt] = [merge, i];
+        const merge = this.#ranks.get(ids[i] * PAIR + ids[i + 1]);
+        if (merge === undefined || isLeftOut?.() === true) continue;
+        if (best === undefined || merge.rank < best.rank) [best, bestAt] = [merge, i];
       }
       if (best === undefined) break;
-      mergePair(ids, ids[bestAt], ids[bestAt + 1], best.id);
+      // By chance one place at a time; else all places of the pair at once, which comes to the same in fewer steps.
+      if (isLeftOut !== undefined) ids.splice(bestAt, 2, best.id);
+      else mergePair(ids, ids[bestAt], ids[bestAt + 1], best.id);
     }
     return ids;
   }

@@ -2,7 +2,7 @@
 
 import { checkInteger, checkNumber } from "../core/checks.js";
 import { ConfigError, expectation } from "../core/errors.js";
-import type { PairDataset } from "./pair-dataset.js";
+import type { BpeDropout, PairDataset } from "./pair-dataset.js";
 import { shuffled } from "./shuffle.js";
 
 /** Rectangles of source and target text, time first: position t of lane b is at t · batchSize + b. */
@@ -45,6 +45,8 @@ export interface PairBatchOptions {
    * sentence comes once an epoch; above it, languages with little text come more often than their text.
    */
   readonly temperature?: number;
+  /** Other encodings of the data set in each epoch. Default: those that it has. */
+  readonly bpeDropout?: BpeDropout;
 }
 
 /** Where a `PairBatchStream` stands, as JSON. */
@@ -53,6 +55,8 @@ export interface PairBatchStreamState {
   readonly batchTokens: number;
   readonly window: number;
   readonly temperature: number;
+  /** Left out where nothing is dropped. */
+  readonly bpeDropout?: number;
   /** The size of the data set, to notice another one. */
   readonly datasetPairs: number;
   readonly datasetTokens: number;
@@ -70,13 +74,16 @@ type Plan = readonly Int32Array[];
  * Training batches without end.
  *
  * Each epoch shuffles the pairs, sorts them by source and then target length within windows, cuts each window into batches of at most
- * `batchTokens`, and shuffles the batches. The plan of an epoch is a function of the seed and the epoch alone. With several language pairs, each has
+ * `batchTokens`, and shuffles the batches. The plan of an epoch, and with `bpeDropout` its encodings, are a function of the seed and the epoch alone. With several language pairs, each has
  * its own shuffle without end, of which an epoch takes the next N · p_i pairs (rounded so that no fraction is lost from one epoch to the next):
  * p_i ∝ n_i^(1/T), N all pairs. So at any temperature the sentences of one language pair come equally often, give or take one.
  */
 export class PairBatchStream {
   readonly #dataset: PairDataset;
-  readonly #options: Required<PairBatchOptions>;
+  /** The data set as it is encoded in this epoch. */
+  #encoded: PairDataset;
+  readonly #options: Required<Omit<PairBatchOptions, "bpeDropout">>;
+  readonly #bpeDropout: BpeDropout | undefined;
   /** The pairs of each group, and how many of them an epoch takes on average. */
   readonly #members: Int32Array[];
   readonly #draws: number[];
@@ -87,13 +94,17 @@ export class PairBatchStream {
 
   /** @throws ConfigError when an option cannot be used, or a pair alone is longer than `batchTokens` */
   constructor(dataset: PairDataset, options: PairBatchOptions) {
-    const { batchTokens, seed, window = 1 << 14, temperature = 1 } = options;
+    const { batchTokens, seed, window = 1 << 14, temperature = 1, bpeDropout } = options;
     const where = "PairBatchStream";
     checkInteger(where, "seed", seed, { min: 0, max: Number.MAX_SAFE_INTEGER });
     checkInteger(where, "window", window, { min: 1 });
     checkNumber(where, "temperature", temperature, { min: Number.MIN_VALUE });
     checkFits(where, dataset, batchTokens);
-    this.#dataset = dataset;
+    if (bpeDropout && bpeDropout.dataset !== dataset) {
+      throw new ConfigError(expectation(where, "bpeDropout of the same data set", "one of another"));
+    }
+    this.#dataset = this.#encoded = dataset;
+    this.#bpeDropout = bpeDropout;
     this.#options = { batchTokens, seed, window, temperature };
     this.#members = dataset.groups.map(({ pairs }) => new Int32Array(pairs));
     const filled = new Array<number>(dataset.groups.length).fill(0);
@@ -117,7 +128,7 @@ export class PairBatchStream {
       this.#epoch++;
       this.#plan = this.#makePlan();
     }
-    const batch = fillBatch(this.#dataset, this.#plan[this.#cursor++], this.#rows);
+    const batch = fillBatch(this.#encoded, this.#plan[this.#cursor++], this.#rows);
     this.#rows += rowsOf(batch);
     return batch;
   }
@@ -126,19 +137,20 @@ export class PairBatchStream {
   state(): PairBatchStreamState {
     const { sources, targets, pairs } = this.#dataset;
     const datasetTokens = sources.ids.length + targets.ids.length;
-    return { ...this.#options, datasetPairs: pairs, datasetTokens, epoch: this.#epoch, cursor: this.#cursor, rows: this.#rows };
+    const dropout = this.#bpeDropout?.dropout ?? 0;
+    return { ...this.#options, ...(dropout > 0 ? { bpeDropout: dropout } : {}), datasetPairs: pairs, datasetTokens, epoch: this.#epoch, cursor: this.#cursor, rows: this.#rows };
   }
 
   /** Goes to where a stream was. @throws ConfigError when that had another data set or other options, or is no position */
   restore(state: PairBatchStreamState): void {
     const own = this.state();
-    for (const field of ["seed", "batchTokens", "window", "temperature", "datasetPairs", "datasetTokens"] as const) {
+    for (const field of ["seed", "batchTokens", "window", "temperature", "bpeDropout", "datasetPairs", "datasetTokens"] as const) {
       if (state[field] !== own[field]) {
         throw new ConfigError(
           expectation(
             `the saved position's ${field}`,
-            String(own[field]),
-            state[field],
+            String(own[field] ?? "none"),
+            state[field] ?? "none",
             "Resume with the corpus and options of the first run.",
           ),
         );
@@ -159,12 +171,13 @@ export class PairBatchStream {
 
   #makePlan(): Plan {
     const { seed, window, batchTokens } = this.#options;
+    this.#encoded = this.#bpeDropout?.epoch(this.#epoch) ?? this.#dataset;
     const drawn = this.#members.flatMap((_, group) => [...this.#drawGroup(group)]);
     const order = shuffled(drawn.length, seed, "pairs", this.#epoch).map((place) => drawn[place]);
     const batches: Int32Array[] = [];
     for (let from = 0; from < order.length; from += window) {
-      const sorted = sortByLength(this.#dataset, order.subarray(from, from + window));
-      for (const batch of cutByTokens(this.#dataset, sorted, batchTokens)) batches.push(batch);
+      const sorted = sortByLength(this.#encoded, order.subarray(from, from + window));
+      for (const batch of cutByTokens(this.#encoded, sorted, batchTokens)) batches.push(batch);
     }
     return Array.from(shuffled(batches.length, seed, "batches", this.#epoch), (place) => batches[place]);
   }

@@ -1,7 +1,9 @@
 /** Tokenised pairs of sentences, of one language pair or of several. */
 
-import { checkInteger, checkOneOf } from "../core/checks.js";
+import { checkInteger, checkNumber, checkOneOf } from "../core/checks.js";
 import { ConfigError, expectation } from "../core/errors.js";
+import { streamId, uniformsFrom } from "../core/random.js";
+import { BpeTokenizer } from "./bpe.js";
 import { type ParallelCorpus, languageToken } from "./parallel.js";
 import type { Tokenizer } from "./tokenizer.js";
 
@@ -92,12 +94,7 @@ export function tokenizePairs(
     const name = told ? `${sourceLanguage}-${targetLanguage}` : `corpus ${groups.length}`;
     if (groups.some((group) => group.name === name))
       throw new ConfigError(expectation(where, "one corpus a language pair", name));
-    if (languageTokens && targetLanguage === undefined) {
-      throw new ConfigError(
-        expectation(where, "the target language of each corpus", "none", "Tell targetLanguage when the corpus is read."),
-      );
-    }
-    const front = languageTokens ? [tokenizer.specialId(languageToken(targetLanguage!))] : [];
+    const front = languageFront(corpus, tokenizer, languageTokens);
     const before = groupOf.length;
     let long = 0;
     for (let row = 0; row < corpus.sources.length; row++) {
@@ -121,6 +118,90 @@ export function tokenizePairs(
     );
   }
   return new PairDataset(sources.done(), targets.done(), groups, groupOf.done(), rowOf.done(), tokenizer.eosId);
+}
+
+/** How the pairs of a data set are encoded anew. */
+export interface BpeDropoutOptions {
+  /** The probability of leaving a merge out (`BpeTokenizer.encodeWithDropout`). Provilkov et al. 2020 take 0.1. */
+  readonly dropout: number;
+  readonly seed: number;
+}
+
+/**
+ * The pairs of a data set in other encodings each epoch: BPE-dropout (Provilkov et al. 2020), against overfitting little text.
+ *
+ * The encoding of a sentence is a function of the seed, the epoch and its place in the data set alone. A pair of which a side would be longer than any
+ * in the data set keeps the encoding that it has there, so that what fits into batches and bounds goes on to fit.
+ */
+export class BpeDropout {
+  readonly dropout: number;
+  readonly #seed: number;
+  readonly #corpora: readonly ParallelCorpus[];
+  readonly #tokenizer: BpeTokenizer;
+  readonly #longestSource: number;
+  readonly #longestTarget: number;
+  /** What stands in front of the sources of each corpus. */
+  readonly #front: readonly (readonly number[])[];
+
+  /**
+   * @param dataset what `tokenizePairs` made of these corpora with this tokenizer @param languageTokens as there
+   * @throws ConfigError when the tokenizer has no merges, or an option cannot be used
+   */
+  constructor(
+    readonly dataset: PairDataset,
+    corpora: ParallelCorpus | readonly ParallelCorpus[],
+    tokenizer: Tokenizer,
+    { dropout, seed, languageTokens = false }: BpeDropoutOptions & Pick<PairOptions, "languageTokens">,
+  ) {
+    const where = "BpeDropout";
+    this.dropout = checkNumber(where, "dropout", dropout, { min: 0, max: 1 });
+    this.#seed = checkInteger(where, "seed", seed, { min: 0, max: Number.MAX_SAFE_INTEGER });
+    if (!(tokenizer instanceof BpeTokenizer)) {
+      throw new ConfigError(expectation(where, "a byte-pair tokenizer", "one without merges", "Train one with trainBpe."));
+    }
+    this.#tokenizer = tokenizer;
+    this.#corpora = "sources" in corpora ? [corpora] : corpora;
+    this.#front = this.#corpora.map((corpus) => languageFront(corpus, tokenizer, languageTokens));
+    const longest = (length: (pair: number) => number): number => dataset.groupOf.reduce((most, _, pair) => Math.max(most, length(pair)), 0);
+    this.#longestSource = longest((pair) => dataset.sourceLength(pair));
+    this.#longestTarget = longest((pair) => dataset.targetLength(pair));
+  }
+
+  /** The data set in the encodings of an epoch, from 0. */
+  epoch(epoch: number): PairDataset {
+    const { sources, targets, groups, groupOf, rowOf, eosId, pairs } = this.dataset;
+    const newSources = new SentenceList();
+    const newTargets = new SentenceList();
+    for (let pair = 0; pair < pairs; pair++) {
+      const [group, row] = [groupOf[pair], rowOf[pair]];
+      const source = [...this.#front[group], ...this.#encode(this.#corpora[group].sources[row], "source", epoch, pair), eosId];
+      const target = [...this.#encode(this.#corpora[group].targets[row], "target", epoch, pair), eosId];
+      const fits = source.length <= this.#longestSource && target.length <= this.#longestTarget;
+      newSources.push(fits ? source : sentence(sources, pair));
+      newTargets.push(fits ? target : sentence(targets, pair));
+    }
+    return new PairDataset(newSources.done(), newTargets.done(), groups, groupOf, rowOf, eosId);
+  }
+
+  #encode(text: string, side: string, epoch: number, pair: number): number[] {
+    // A sentence has 2^24 numbers to itself: more than it can draw, being no longer than a batch.
+    const uniform = uniformsFrom({ seed: this.#seed, stream: streamId("bpe-dropout", side), step: epoch }, pair * 2 ** 24);
+    return this.#tokenizer.encodeWithDropout(text, this.dropout, uniform);
+  }
+}
+
+/** The token of the target language, where one is asked for. */
+function languageFront({ targetLanguage }: ParallelCorpus, tokenizer: Tokenizer, languageTokens: boolean): number[] {
+  if (!languageTokens) return [];
+  if (targetLanguage === undefined) {
+    const hint = "Tell targetLanguage when the corpus is read.";
+    throw new ConfigError(expectation("tokenizePairs", "the target language of each corpus", "none", hint));
+  }
+  return [tokenizer.specialId(languageToken(targetLanguage))];
+}
+
+function sentence({ ids, starts }: Sentences, i: number): Int32Array {
+  return ids.subarray(starts[i], starts[i + 1]);
 }
 
 /** The first of the ids, with the last of them at the end still. */
@@ -155,7 +236,7 @@ class SentenceList {
     this.#starts.push(0);
   }
 
-  push(ids: readonly number[]): void {
+  push(ids: Iterable<number>): void {
     for (const id of ids) this.#ids.push(id);
     this.#starts.push(this.#ids.length);
   }

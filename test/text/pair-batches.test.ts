@@ -6,7 +6,7 @@ import { describe, expect, it } from "vitest";
 import { ConfigError } from "#sparsegate/core/errors.js";
 import { trainBpe } from "#sparsegate/text/bpe.js";
 import { type PairBatch, PairBatchStream, inCorpusOrder, pairEvaluationBatches } from "#sparsegate/text/pair-batches.js";
-import { PairDataset, tokenizePairs } from "#sparsegate/text/pair-dataset.js";
+import { BpeDropout, PairDataset, tokenizePairs } from "#sparsegate/text/pair-dataset.js";
 import { type ParallelCorpus, readParallelFiles } from "#sparsegate/text/parallel.js";
 import { WordVocabulary } from "#sparsegate/text/word-vocab.js";
 
@@ -180,6 +180,80 @@ describe("PairBatchStream", () => {
       const share = own.reduce((sum, count) => sum + count, 0) / (1000 * epochs);
       expect(Math.abs(share - weights[i] / total)).toBeLessThan(0.5 / (1000 * epochs) + 1e-12);
       expect(Math.max(...own) - Math.min(...own)).toBeLessThanOrEqual(1);
+    });
+  });
+
+  describe("with BPE-dropout", () => {
+    const sources = range(40).map((i) => `the dog number ${i % 10} sees the other dog`);
+    const targets = range(40).map((i) => `der Hund Nummer ${i % 10} sieht den anderen Hund`);
+    const corpus: ParallelCorpus = { sourceLanguage: "en", targetLanguage: "de", sources, targets, leftOut };
+    const specialTokens = ["<2de>"];
+    const tokenizer = trainBpe([...sources, ...targets], { vocabSize: 340, specialTokens });
+    // One pair of bytes alone, so that there is room below the longest for the others.
+    const long: ParallelCorpus = { ...corpus, sources: [...sources, "z".repeat(60)], targets: [...targets, "z".repeat(60)] };
+    const data = tokenizePairs(long, tokenizer, { languageTokens: true });
+    const dropoutOf = (dropout: number, seed = 5): BpeDropout => new BpeDropout(data, long, tokenizer, { dropout, seed, languageTokens: true });
+    const texts = ({ sources: { ids, starts } }: PairDataset): string[] =>
+      range(data.pairs).map((i) => tokenizer.decode([...ids.subarray(starts[i], starts[i + 1])]));
+
+    it("encodes the same texts otherwise in each epoch, behind their language tokens, and alike for one seed", () => {
+      const epochs = [0, 1].map((epoch) => dropoutOf(0.2).epoch(epoch));
+      for (const encoded of epochs) {
+        expect(texts(encoded)).toEqual(long.sources);
+        expect(encoded.sources.ids.length).toBeGreaterThan(1.05 * data.sources.ids.length);
+        expect(encoded.targets.ids.length).toBeGreaterThan(1.05 * data.targets.ids.length);
+        for (let i = 0; i < data.pairs; i++) {
+          expect(encoded.sources.ids[encoded.sources.starts[i]]).toBe(tokenizer.specialId("<2de>"));
+          expect([encoded.sources.ids[encoded.sources.starts[i + 1] - 1], encoded.targets.ids[encoded.targets.starts[i + 1] - 1]]).toEqual([EOS, EOS]);
+        }
+      }
+      expect(epochs[0].sources.ids).not.toEqual(epochs[1].sources.ids);
+      expect(dropoutOf(0.2).epoch(1)).toEqual(epochs[1]);
+      expect(dropoutOf(0.2, 6).epoch(1).sources.ids).not.toEqual(epochs[1].sources.ids);
+      expect(dropoutOf(0).epoch(3)).toEqual(data);
+    });
+
+    it("gives each sentence numbers of its own: two of the same text differ, and no side follows the other", () => {
+      const { sources: own, targets: others } = dropoutOf(0.5).epoch(0);
+      const at = ({ ids, starts }: PairDataset["sources"], i: number): string => ids.slice(starts[i], starts[i + 1]).join();
+      expect(new Set(range(40).map((i) => at(own, i))).size).toBe(40);
+      const twice = { ...long, targets: long.sources };
+      const same = new BpeDropout(tokenizePairs(twice, tokenizer), twice, tokenizer, { dropout: 0.5, seed: 5 }).epoch(0);
+      expect(range(40).filter((i) => at(same.sources, i) === at(same.targets, i))).toEqual([]);
+      expect(others.ids.length).toBeGreaterThan(data.targets.ids.length);
+    });
+
+    it("leaves a pair as it is where a side would be longer than any was", () => {
+      const short = tokenizePairs(corpus, tokenizer);
+      const bytes = new BpeDropout(short, corpus, tokenizer, { dropout: 1, seed: 0 }).epoch(0);
+      expect(bytes).toEqual(short);
+      const longest = (set: PairDataset): number => Math.max(...range(set.pairs).map((i) => Math.max(set.sourceLength(i), set.targetLength(i))));
+      expect(longest(dropoutOf(1).epoch(0))).toBe(longest(data));
+    });
+
+    it("gives batches of the epoch's encodings, and goes on with the very same ones", () => {
+      const options = { batchTokens: 150, seed: 5, bpeDropout: dropoutOf(0.2) };
+      const stream = new PairBatchStream(data, options);
+      for (let i = 0; i < 40; i++) {
+        const resumed = new PairBatchStream(data, { ...options, bpeDropout: dropoutOf(0.2) });
+        resumed.restore(JSON.parse(JSON.stringify(stream.state())));
+        const batch = stream.next();
+        expect(resumed.next()).toEqual(batch);
+        checkBatch(dropoutOf(0.2).epoch(stream.epoch), batch);
+      }
+      expect(stream.epoch).toBeGreaterThan(0);
+    });
+
+    it("refuses a position of another rate, a tokenizer without merges, and values that cannot be", () => {
+      const state = new PairBatchStream(data, { batchTokens: 150, seed: 5, bpeDropout: dropoutOf(0.2) }).state();
+      expect(() => new PairBatchStream(data, { batchTokens: 150, seed: 5 }).restore(state)).toThrow("the saved position's bpeDropout: expected none, got 0.2.");
+      const short = tokenizePairs(corpus, tokenizer);
+      expect(() => new PairBatchStream(short, { batchTokens: 150, seed: 5, bpeDropout: dropoutOf(0.2) })).toThrow("expected bpeDropout of the same data set");
+      const words = WordVocabulary.fromCounts(["a"]);
+      expect(() => new BpeDropout(short, corpus, words, { dropout: 0.1, seed: 0 })).toThrow("BpeDropout: expected a byte-pair tokenizer");
+      expect(() => dropoutOf(1.5)).toThrow("dropout to be a finite number");
+      expect(() => dropoutOf(0.5, -1)).toThrow("seed to be an integer");
+      expect(() => new BpeDropout(short, { ...corpus, targetLanguage: undefined }, tokenizer, { dropout: 0.1, seed: 0, languageTokens: true })).toThrow("the target language of each corpus");
     });
   });
 

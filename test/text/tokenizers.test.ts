@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { uniformsFrom } from "#sparsegate/core/random.js";
 import { BpeTokenizer, trainBpe } from "#sparsegate/text/bpe.js";
 import { readLines } from "#sparsegate/text/corpus.js";
 import { tokenizeCorpus } from "#sparsegate/text/dataset.js";
@@ -152,6 +153,48 @@ describe("byte-pair encoding", () => {
       }),
     );
     for (const text of ["\uFEFFmark", "a  b\n\tc ", "</s>", "don't 123", "🙂"]) expect(tokenizer.decode(tokenizer.encode(text))).toBe(text);
+  });
+
+  describe("with merges left out by chance", () => {
+    // The merges: a b, then ab c (of as many pairs the one of the lower ids), then ab abc.
+    const tokenizer = trainBpe(["ababc ababc ababc"], { vocabSize: 260 });
+    const tokens = (text: string, dropout: number, uniform: () => number): string[] => tokenizer.encodeWithDropout(text, dropout, uniform).map((id) => tokenizer.tokenText(id));
+    const drawing = (...draws: readonly number[]): (() => number) => {
+      const rest = [...draws];
+      return () => {
+        if (rest.length === 0) throw new Error("one draw more than there are merges");
+        return rest.shift()!;
+      };
+    };
+
+    it("follows the steps worked by hand, drawing once for each merge that could be made", () => {
+      expect(tokenizer.encode("ababc").map((id) => tokenizer.tokenText(id))).toEqual(["ababc"]);
+      // a b a b c: both ab are left out.
+      expect(tokens("ababc", 0.5, drawing(0.1, 0.4))).toEqual(["a", "b", "a", "b", "c"]);
+      // The second ab is made (the draw 0.5 is not below 0.5), and then the first is left out, and abc.
+      expect(tokens("ababc", 0.5, drawing(0.1, 0.5, 0.2, 0.3))).toEqual(["a", "b", "ab", "c"]);
+      // The first ab of two, then the second, then abc, and ababc is left out.
+      expect(tokens("ababc", 0.5, drawing(0.9, 0.9, 0.9, 0.9, 0.3))).toEqual(["ab", "abc"]);
+    });
+
+    it("is the encoding without at 0 and bytes at 1, and decodes to the text", () => {
+      const text = fc.string({ unit: fc.constantFrom("a", "b", "c", " ", "é", "語"), maxLength: 30 });
+      fc.assert(
+        fc.property(text, fc.double({ min: 0, max: 1, noNaN: true }), fc.nat(), (text, dropout, seed) => {
+          const uniform = (): (() => number) => uniformsFrom({ seed, stream: 1, step: 0 }, 0);
+          expect(tokenizer.encodeWithDropout(text, 0, uniform())).toEqual(tokenizer.encode(text));
+          expect(tokenizer.encodeWithDropout(text, 1, uniform())).toHaveLength(new TextEncoder().encode(text).length);
+          expect(tokenizer.decode(tokenizer.encodeWithDropout(text, dropout, uniform()))).toBe(text);
+        }),
+      );
+    });
+
+    it("leaves a merge out as often as it is told to", () => {
+      const uniform = uniformsFrom({ seed: 3, stream: 1, step: 0 }, 0);
+      const whole = Array.from({ length: 10_000 }, () => tokenizer.encodeWithDropout("ab", 0.1, uniform)).filter(({ length }) => length === 1);
+      // Four standard deviations, of 30 each.
+      expect(Math.abs(whole.length - 9000)).toBeLessThan(120);
+    });
   });
 
   it("is the same for the same text, and its file comes back the same", () => {

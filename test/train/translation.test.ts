@@ -76,6 +76,7 @@ describe("a translation run that was interrupted and resumed equals one that was
     { model: "MoE-8-h", branching: 2, lstm_size: 12, embeddings: "shared" },
     { model: "MoE-1-Wide", optimizer: "sgd" },
     { model: "LSTM", factored_experts: true },
+    { model: "MoE-4", top_k: 2, bpe_dropout: 0.3 },
   ])("%o", { timeout: 120_000 }, async (options) => {
     const whole = await sixSteps(options, false);
     const resumed = await sixSteps(options, true);
@@ -213,6 +214,33 @@ test.each([
   for (const counts of drawn.slice(0, -1)) for (const [i, share] of shares.entries()) expect(Math.abs(counts[i]! - share)).toBeLessThanOrEqual(1);
 });
 
+test("with BPE-dropout a run is trained on other subwords in each epoch, and evaluated on those of the text", { timeout: 60_000 }, async () => {
+  const seen = new Map<number, Set<string>>();
+  const original = Object.getOwnPropertyDescriptor(PairBatchStream.prototype, "next")!.value as (this: PairBatchStream) => ReturnType<PairBatchStream["next"]>;
+  const spy = vi.spyOn(PairBatchStream.prototype, "next").mockImplementation(function (this: PairBatchStream) {
+    const batch = original.call(this);
+    batch.pairs.forEach((pair, lane) => {
+      const targets = batch.targets.filter((id, i) => i % batch.batchSize === lane && id >= 0).join();
+      seen.set(pair, (seen.get(pair) ?? new Set()).add(targets));
+    });
+    return batch;
+  });
+  const config = configOf({ model: "LSTM", max_steps: 40, eval_steps: 40, bpe_dropout: 0.3 });
+  const given = corpora();
+  const datasets = makeTranslationDatasets(config, given);
+  try {
+    (await trainTranslation(config, datasets, { ephemeral: true })).model.dispose();
+  } finally {
+    spy.mockRestore();
+  }
+  expect(seen.size).toBe(datasets.train.pairs);
+  // The rest are long sentences, which would be longer than any without.
+  expect([...seen.values()].filter(({ size }) => size > 1).length).toBeGreaterThan(0.6 * seen.size);
+  const plain = makeTranslationDatasets({ ...config, bpe_dropout: 0 }, given, datasets.tokenizer);
+  expect(datasets.valid![0]!.data).toEqual(plain.valid![0]!.data);
+  expect(plain).not.toHaveProperty("bpeDropout");
+});
+
 test("samples are sentences at equal distances from the worst chrF to the best", () => {
   const texts = ["good day", "good night", "good bye", "good", "good evening"];
   const translations = ["good day", "", "good buy", "xyz", "good evening"];
@@ -256,6 +284,8 @@ describe("options", () => {
     [{ pairs: "en-de", train: "t.{Source}" }, 'train (--train) to be no placeholders but {source}, {target} and {pair}, got "t.{Source}". Did you mean {source}?'],
     [{ pairs: "en-de", train: "t.{lang}" }, "{lang} stands for nothing."],
     [{ sampling_temperature: 0 }, "sampling_temperature (--sampling-temperature) to be a number of at least 1, got 0."],
+    [{ bpe_dropout: 1.5 }, "bpe_dropout (--bpe-dropout) to be a number from 0 to 1, got 1.5."],
+    [{ task: "language-model", train_target: undefined, batch_tokens: undefined, bpe_dropout: 0.1 }, "bpe_dropout (--bpe-dropout) to be left out without --task translation"],
     [{ model: "4xLSTM" }, "model (--model) to be MoE-<experts>, MoE-<experts>-h, MoE-1-Wide, MoE-1-Deep or LSTM with --task translation"],
     [{ task: "language-model" }, "train_target (--train-target) to be left out without --task translation"],
     [{ task: "language-model", train_target: undefined, attention: "additive", batch_tokens: undefined }, "attention (--attention) to be left out without --task translation"],
@@ -264,7 +294,7 @@ describe("options", () => {
   test("a saved configuration is one that can be read again", () => {
     const config = configOf({ model: "MoE-4", top_k: 2 });
     expect(checkConfig({ ...config }, "again")).toEqual(config);
-    expect(config).toMatchObject({ attention: "product", attention_size: 8, embeddings: "tied", label_smoothing: 0, sampling_temperature: 1, max_source_tokens: 100, eval_beam_size: 1 });
+    expect(config).toMatchObject({ attention: "product", attention_size: 8, embeddings: "tied", label_smoothing: 0, bpe_dropout: 0, sampling_temperature: 1, max_source_tokens: 100, eval_beam_size: 1 });
     expect(checkConfig({ train: "x" }, "the test")).not.toHaveProperty("attention");
   });
 });

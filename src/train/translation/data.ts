@@ -3,7 +3,7 @@
 import { existsSync } from "node:fs";
 import { FileError, expectation } from "../../core/errors.js";
 import { trainBpe } from "../../text/bpe.js";
-import { tokenizePairs, type PairDataset } from "../../text/pair-dataset.js";
+import { BpeDropout, tokenizePairs, type PairDataset } from "../../text/pair-dataset.js";
 import { languageToken, readParallel, type ParallelCorpus } from "../../text/parallel.js";
 import type { Tokenizer } from "../../text/tokenizer.js";
 import { flagOf } from "../config.js";
@@ -28,6 +28,8 @@ export interface EvaluationText {
 export interface TranslationDatasets {
   tokenizer: Tokenizer;
   train: PairDataset;
+  /** Other encodings of `train` in each epoch. */
+  bpeDropout?: BpeDropout;
   valid?: EvaluationText[];
   test?: EvaluationText[];
   /** Whether a token of the target language stands in front of each source. */
@@ -88,9 +90,12 @@ export function evaluationTexts(corpora: readonly ParallelCorpus[], tokenizer: T
  */
 export function makeTranslationDatasets(config: TranslationConfig, corpora: TranslationCorpora, tokenizer = makeTranslationTokenizer(config, corpora.train)): TranslationDatasets {
   const languageTokens = corpora.train.length > 1;
+  const { max_source_tokens: maxSourceTokens, max_target_tokens: maxTargetTokens, bpe_dropout: dropout, seed } = config;
+  const train = tokenizePairs(corpora.train, tokenizer, { maxSourceTokens, maxTargetTokens, languageTokens });
   return {
     tokenizer,
-    train: tokenizePairs(corpora.train, tokenizer, { maxSourceTokens: config.max_source_tokens, maxTargetTokens: config.max_target_tokens, languageTokens }),
+    train,
+    ...(dropout > 0 ? { bpeDropout: new BpeDropout(train, corpora.train, tokenizer, { dropout, seed, languageTokens }) } : {}),
     ...(corpora.valid ? { valid: evaluationTexts(corpora.valid, tokenizer, languageTokens) } : {}),
     ...(corpora.test ? { test: evaluationTexts(corpora.test, tokenizer, languageTokens) } : {}),
     multilingual: languageTokens,

@@ -58,7 +58,9 @@ class TranslationTask implements Task<TranslationStep, TranslationEvaluation, Tr
     this.tokenizer = datasets.tokenizer;
     this.model = new TranslationModel(translationModelConfig(config, datasets.tokenizer.vocabSize), comm);
     this.optimizer = makeOptimizer(config, this.model.namedParameters());
-    this.stream = new PairBatchStream(datasets.train, { batchTokens: config.batch_tokens, seed: config.seed, temperature: config.sampling_temperature });
+    const { batch_tokens: batchTokens, seed, sampling_temperature: temperature } = config;
+    const { train, bpeDropout } = datasets;
+    this.stream = new PairBatchStream(train, { batchTokens, seed, temperature, ...(bpeDropout ? { bpeDropout } : {}) });
     this.corpus = checksum(datasets.train);
   }
 
