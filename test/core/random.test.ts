@@ -1,7 +1,7 @@
 /** The definition of the random numbers: Philox against its published vectors, and the distributions drawn from it. */
 
 import { describe, expect, it } from "vitest";
-import { normalAt, philox4x32, streamId, uniformAt } from "#sparsegate/core/random.js";
+import { normalAt, philox4x32, streamId, uniformAt, uniformsFrom } from "#sparsegate/core/random.js";
 
 const KEY = { seed: 20170123, stream: streamId("noise", "moe.0"), step: 7 };
 
@@ -18,6 +18,15 @@ describe("philox4x32", () => {
     },
   ])("meets the published vector of counter $counter", ({ counter, key, words }) => {
     expect(philox4x32(counter as [number, number, number, number], key as [number, number])).toEqual(words);
+  });
+});
+
+describe("uniformsFrom", () => {
+  it("gives the numbers of uniformAt one after another, from within a block too", () => {
+    for (const first of [0, 3, 6, 2 ** 40 + 1]) {
+      const next = uniformsFrom(KEY, first);
+      for (let i = 0; i < 9; i++) expect(next()).toBe(uniformAt(KEY, first + i));
+    }
   });
 });
 
