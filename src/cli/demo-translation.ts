@@ -24,6 +24,8 @@ const QUICK_STEPS = 10;
 
 interface Result {
   model: Model;
+  /** As the table has it. */
+  name: string;
   parameters: number;
   opsPerTimestep: number;
   tokensPerSecond: number;
@@ -68,6 +70,7 @@ export async function demoTranslation(options: Record<string, unknown>): Promise
     const { perplexity, bleu, texts } = result.test;
     results.push({
       model,
+      name: model === "moe" ? config.model : model,
       parameters: result.model.numParameters(),
       opsPerTimestep: translationCost(result.model.config).opsPerTimestep,
       tokensPerSecond: result.tokensPerSecond,
@@ -111,8 +114,8 @@ function jsonOf(results: readonly Result[], steps: number, seed: number): object
 /** The results as the terminal shows them. */
 function textOf(results: readonly Result[], { test }: TranslationDatasets, outputDir: string): string {
   const [dense, moe] = results as [Result, Result];
-  const models = results.map(({ model, parameters, opsPerTimestep, tokensPerSecond, perplexity, bleu, placeholders }) => [
-    model === "moe" ? "MoE-32" : "dense",
+  const models = results.map(({ name, parameters, opsPerTimestep, tokensPerSecond, perplexity, bleu, placeholders }) => [
+    name,
     compact(parameters),
     compact(opsPerTimestep),
     Math.round(tokensPerSecond).toLocaleString("en"),

@@ -9,7 +9,7 @@ import type { Checkpoint } from "../train/checkpoint.js";
 import { mergeSources, resolveConfig, trainConfigSchema, type Sources, type TrainConfig } from "../train/config.js";
 import { planRun } from "../train/plan.js";
 import { Progress } from "../train/progress.js";
-import { checkSameModel, openCheckpoint, runFolder, tokenizerOf } from "../train/restore.js";
+import { changedCourse, checkSameModel, openCheckpoint, runFolder, tokenizerOf } from "../train/restore.js";
 import { caveats, effectiveMoe } from "../train/moe-config.js";
 import { corporaOf, makeDatasets, modelConfig } from "../train/setup.js";
 import { checkpointsInTheWay } from "../train/run.js";
@@ -113,6 +113,8 @@ export async function trainRank(
   progress: Progress,
 ): Promise<{ finished: boolean }> {
   const first = comm.rank === 0;
+  const course = checkpoint && changedCourse(config, checkpoint);
+  if (first && course !== undefined) process.stderr.write(`${course}\n`);
   if (isTranslation(config)) return trainTranslationRank(config, { checkpoint, overwrite, json }, comm, listen, progress);
   const datasets = makeDatasets(config, corporaOf(config), checkpoint && tokenizerOf(checkpoint));
   openBackend({ quiet: !first });

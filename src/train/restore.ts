@@ -14,7 +14,7 @@ import { checkpointSteps, latestCheckpoint, loadCheckpoint, type Checkpoint, typ
 import { checkConfig, flagOf, type TrainConfig } from "./config.js";
 import { effectiveMoe } from "./moe-config.js";
 import type { StoredTensor, TensorData } from "./safetensors.js";
-import { modelConfig } from "./setup.js";
+import { makeSchedule, modelConfig } from "./setup.js";
 
 /**
  * The checkpoint at a path: a checkpoint folder itself, or the one of the highest step in a run's folder. A damaged one is an error and not passed over,
@@ -126,6 +126,24 @@ export function checkSameModel(config: TrainConfig, checkpoint: Checkpoint): voi
     }
   }
 }
+
+/**
+ * What to say where a resumed run goes on at another learning rate than it would have had: as with more `max_steps` and a rate that was to be 0 by then.
+ * Undefined where the course is the same.
+ */
+export function changedCourse(config: TrainConfig, checkpoint: Checkpoint): string | undefined {
+  const theirs = checkConfig(checkpoint.config, join(checkpoint.path, "config.json"));
+  const step = checkpoint.step + 1;
+  const [now, then] = [config, theirs].map((options) => makeSchedule(options)(step)) as [number, number];
+  if (now === then) return undefined;
+  const keys = COURSE.filter((key) => config[key] !== theirs[key]).map((key) => `${flagOf(key)} ${config[key]} in place of ${theirs[key]}`);
+  return `The learning rate goes on at ${short(now)}, which would have been ${short(then)} at step ${step}: ${keys.join(", ")}.`;
+}
+
+/** Fields that a learning rate is made of. */
+const COURSE = ["learning_rate", "schedule", "max_steps", "warmup_steps", "decay_hold_steps", "decay_factor", "decay_every_steps"] as const;
+
+const short = (rate: number): string => String(Number(rate.toPrecision(3)));
 
 /**
  * Fills parameters or optimiser state from a checkpoint.

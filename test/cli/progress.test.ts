@@ -103,3 +103,13 @@ describe("the command", () => {
     expect(lines.slice(lines.indexOf(live[0]!) + 1)).toContain("steps: 40");
   });
 });
+
+test("a resumed run says where its learning rate goes on otherwise than it would have", { timeout: 60_000 }, async () => {
+  const linear = flags({ ...config, schedule: "linear", learning_rate: 0.01, warmup_steps: 10, save_steps: 20, output_dir: "linear" });
+  const first = await run(["train", ...linear], { cwd: root });
+  expect([first.code, first.stderr]).toEqual([0, expect.not.stringContaining("learning rate")]);
+  const [same, more] = [await run(["train", "--resume", "linear/checkpoint-20", "--overwrite"], { cwd: root }), await run(["train", "--resume", "linear", "--max-steps", "60"], { cwd: root })];
+  expect([same.code, same.stderr]).toEqual([0, expect.not.stringContaining("learning rate")]);
+  // After the rise, 51 steps to fall: at step 41 20 of them are left. It was to be 0 there.
+  expect([more.code, more.stderr]).toEqual([0, expect.stringContaining("The learning rate goes on at 0.00392, which would have been 0 at step 41: --max-steps 60 in place of 40.\n")]);
+});
