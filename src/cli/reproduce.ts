@@ -64,7 +64,7 @@ export async function reproduceCommand(name: string, options: Options): Promise<
     trainTokens: datasets.train.tokens.length,
     testTokens: datasets.test!.tokens.length,
     command,
-    machine: `${cpus()[0]?.model.trim() ?? "Unknown CPU"}, ${backend.threads} threads, ${backend.description}`,
+    machine: `${cpus()[0]?.model.trim() ?? "Unknown CPU"}, ${backend.description}`,
     createdAt: new Date().toISOString(),
   });
   const write = async (done: readonly DoneRow[]): Promise<void> => {

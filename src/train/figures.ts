@@ -167,6 +167,7 @@ function learningFigure(plot: Plot, draw: Draw, runs: readonly ReportRun[]): str
   if (values.length === 0) return "";
   const low = values.reduce((least, value) => Math.min(least, value));
   const high = values.reduce((most, value) => Math.max(most, value));
+  const domain = [low * 0.95, Math.min(high * 1.05, low * 10)] as const;
   return draw({
     height: 380,
     marginLeft: 56,
@@ -176,12 +177,12 @@ function learningFigure(plot: Plot, draw: Draw, runs: readonly ReportRun[]): str
     x: { label: "tokens seen", tickFormat: compact, ticks: 6 },
     y: {
       type: "log",
-      domain: [low * 0.95, Math.min(high * 1.05, low * 10)],
+      domain,
       label: "↑ perplexity (log scale)",
       grid: true,
       tickFormat: compact,
       labelArrow: "none",
-      ticks: 6,
+      ticks: logTicks(domain),
     },
     marks,
   });
@@ -277,7 +278,7 @@ export function perplexityFigure(
   if (drawn.length === 0) return "";
   // The first evaluations are far above the rest, and would leave no room for what the curves differ in.
   const last = drawn.map(({ points }) => points.at(-1)!.perplexity);
-  const top = 2.5 * Math.max(...last);
+  const domain = [0.95 * Math.min(...last), 2.5 * Math.max(...last)] as const;
   return draw({
     height: 380,
     marginLeft: 56,
@@ -286,17 +287,17 @@ export function perplexityFigure(
     x: { label: "training tokens", tickFormat: compact, ticks: 6 },
     y: {
       type: "log",
-      domain: [0.95 * Math.min(...last), top],
+      domain,
       clamp: true,
       label: "↑ valid perplexity",
       grid: true,
-      ticks: 6,
+      ticks: logTicks(domain),
       tickFormat: compact,
       labelArrow: "none",
     },
     marks: drawn.map(({ color, points }) =>
       plot.line(
-        points.filter(({ perplexity }) => perplexity <= top),
+        points.filter(({ perplexity }) => perplexity <= domain[1]),
         { x: "tokens", y: "perplexity", stroke: color, strokeWidth: 1.75 },
       ),
     ),
@@ -378,7 +379,7 @@ function logTicks([low, high]: readonly number[]): number[] {
   const decades = Math.log10(high / low);
   const ticks: number[] = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++) {
-    for (const digit of decades > 3 ? [1] : decades < 0.8 ? [1, 1.5, 2, 3, 4, 5, 6, 8] : [1, 2, 5]) {
+    for (const digit of decades > 3 ? [1] : decades < 0.8 ? [1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9] : [1, 2, 5]) {
       const tick = digit * 10 ** power;
       if (tick >= low && tick <= high) ticks.push(tick);
     }
