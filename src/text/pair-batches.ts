@@ -67,8 +67,13 @@ export interface PairBatchStreamState {
   readonly rows: number;
 }
 
-/** The batches of one epoch, in the order in which they come. */
-type Plan = readonly Int32Array[];
+/** What an epoch gives. */
+interface Plan {
+  /** The data set as it is encoded in this epoch. */
+  readonly encoded: PairDataset;
+  /** The pairs of each batch, in the order in which they come. */
+  readonly batches: readonly Int32Array[];
+}
 
 /**
  * Training batches without end.
@@ -80,8 +85,6 @@ type Plan = readonly Int32Array[];
  */
 export class PairBatchStream {
   readonly #dataset: PairDataset;
-  /** The data set as it is encoded in this epoch. */
-  #encoded: PairDataset;
   readonly #options: Required<Omit<PairBatchOptions, "bpeDropout">>;
   readonly #bpeDropout: BpeDropout | undefined;
   /** The pairs of each group, and how many of them an epoch takes on average. */
@@ -103,7 +106,7 @@ export class PairBatchStream {
     if (bpeDropout && bpeDropout.dataset !== dataset) {
       throw new ConfigError(expectation(where, "bpeDropout of the same data set", "one of another"));
     }
-    this.#dataset = this.#encoded = dataset;
+    this.#dataset = dataset;
     this.#bpeDropout = bpeDropout;
     this.#options = { batchTokens, seed, window, temperature };
     this.#members = dataset.groups.map(({ pairs }) => new Int32Array(pairs));
@@ -123,12 +126,12 @@ export class PairBatchStream {
   /** The next batch. */
   next(): PairBatch {
     this.#plan ??= this.#makePlan();
-    if (this.#cursor === this.#plan.length) {
+    if (this.#cursor === this.#plan.batches.length) {
       this.#cursor = 0;
       this.#epoch++;
       this.#plan = this.#makePlan();
     }
-    const batch = fillBatch(this.#encoded, this.#plan[this.#cursor++], this.#rows);
+    const batch = fillBatch(this.#plan.encoded, this.#plan.batches[this.#cursor++], this.#rows);
     this.#rows += rowsOf(batch);
     return batch;
   }
@@ -159,8 +162,8 @@ export class PairBatchStream {
     const whole = [state.epoch, state.cursor, state.rows].every((value) => Number.isSafeInteger(value) && value >= 0);
     const before = this.#epoch;
     this.#epoch = whole ? state.epoch : before;
-    const plan = whole ? this.#makePlan() : [];
-    if (!whole || state.cursor > plan.length) {
+    const plan = whole ? this.#makePlan() : undefined;
+    if (!plan || state.cursor > plan.batches.length) {
       this.#epoch = before;
       throw new ConfigError(expectation("the saved position", "one inside the data set", "another"));
     }
@@ -171,15 +174,15 @@ export class PairBatchStream {
 
   #makePlan(): Plan {
     const { seed, window, batchTokens } = this.#options;
-    this.#encoded = this.#bpeDropout?.epoch(this.#epoch) ?? this.#dataset;
+    const encoded = this.#bpeDropout?.epoch(this.#epoch) ?? this.#dataset;
     const drawn = this.#members.flatMap((_, group) => [...this.#drawGroup(group)]);
     const order = shuffled(drawn.length, seed, "pairs", this.#epoch).map((place) => drawn[place]);
     const batches: Int32Array[] = [];
     for (let from = 0; from < order.length; from += window) {
-      const sorted = sortByLength(this.#encoded, order.subarray(from, from + window));
-      for (const batch of cutByTokens(this.#encoded, sorted, batchTokens)) batches.push(batch);
+      const sorted = sortByLength(encoded, order.subarray(from, from + window));
+      for (const batch of cutByTokens(encoded, sorted, batchTokens)) batches.push(batch);
     }
-    return Array.from(shuffled(batches.length, seed, "batches", this.#epoch), (place) => batches[place]);
+    return { encoded, batches: Array.from(shuffled(batches.length, seed, "batches", this.#epoch), (place) => batches[place]) };
   }
 
   /** The pairs that this epoch takes of a group: the next ones of its permutations, one after another. */

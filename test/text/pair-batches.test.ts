@@ -244,6 +244,14 @@ describe("PairBatchStream", () => {
       expect(stream.epoch).toBeGreaterThan(0);
     });
 
+    it("stays in its epoch when a position of another is refused", () => {
+      const options = { batchTokens: 150, seed: 5, bpeDropout: dropoutOf(0.2) };
+      const [stream, other] = [new PairBatchStream(data, options), new PairBatchStream(data, options)];
+      expect(stream.next()).toEqual(other.next());
+      expect(() => stream.restore({ ...stream.state(), epoch: 4, cursor: 1000 })).toThrow("the saved position: expected one inside the data set");
+      expect(stream.next()).toEqual(other.next());
+    });
+
     it("refuses a position of another rate, a tokenizer without merges, and values that cannot be", () => {
       const state = new PairBatchStream(data, { batchTokens: 150, seed: 5, bpeDropout: dropoutOf(0.2) }).state();
       expect(() => new PairBatchStream(data, { batchTokens: 150, seed: 5 }).restore(state)).toThrow("the saved position's bpeDropout: expected none, got 0.2.");
