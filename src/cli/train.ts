@@ -113,8 +113,8 @@ export async function trainRank(
   progress: Progress,
 ): Promise<{ finished: boolean }> {
   const first = comm.rank === 0;
-  const course = checkpoint && changedCourse(config, checkpoint);
-  if (first && course !== undefined) process.stderr.write(`${course}\n`);
+  const course = first && checkpoint ? changedCourse(config, checkpoint) : undefined;
+  if (course !== undefined) process.stderr.write(`${course}\n`);
   if (isTranslation(config)) return trainTranslationRank(config, { checkpoint, overwrite, json }, comm, listen, progress);
   const datasets = makeDatasets(config, corporaOf(config), checkpoint && tokenizerOf(checkpoint));
   openBackend({ quiet: !first });

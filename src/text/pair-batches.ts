@@ -79,9 +79,9 @@ interface Plan {
  * Training batches without end.
  *
  * Each epoch shuffles the pairs, sorts them by source and then target length within windows, cuts each window into batches of at most
- * `batchTokens`, and shuffles the batches. The plan of an epoch, and with `bpeDropout` its encodings, are a function of the seed and the epoch alone. With several language pairs, each has
- * its own shuffle without end, of which an epoch takes the next N · p_i pairs (rounded so that no fraction is lost from one epoch to the next):
- * p_i ∝ n_i^(1/T), N all pairs. So at any temperature the sentences of one language pair come equally often, give or take one.
+ * `batchTokens`, and shuffles the batches. The plan of an epoch, and with `bpeDropout` its encodings, are a function of the seed and the epoch
+ * alone. With several language pairs, each has its own shuffle without end, of which an epoch takes the next N · p_i pairs (rounded so that no
+ * fraction is lost from one epoch to the next): p_i ∝ n_i^(1/T), N all pairs. So at any temperature the sentences of one language pair come equally often, give or take one.
  */
 export class PairBatchStream {
   readonly #dataset: PairDataset;

@@ -94,7 +94,7 @@ export function tokenizePairs(
     const name = told ? `${sourceLanguage}-${targetLanguage}` : `corpus ${groups.length}`;
     if (groups.some((group) => group.name === name))
       throw new ConfigError(expectation(where, "one corpus a language pair", name));
-    const front = languageFront(corpus, tokenizer, languageTokens);
+    const front = languageFront(where, corpus, tokenizer, languageTokens);
     const before = groupOf.length;
     let long = 0;
     for (let row = 0; row < corpus.sources.length; row++) {
@@ -161,7 +161,7 @@ export class BpeDropout {
     }
     this.#tokenizer = tokenizer;
     this.#corpora = "sources" in corpora ? [corpora] : corpora;
-    this.#front = this.#corpora.map((corpus) => languageFront(corpus, tokenizer, languageTokens));
+    this.#front = this.#corpora.map((corpus) => languageFront(where, corpus, tokenizer, languageTokens));
     const longest = (length: (pair: number) => number): number => dataset.groupOf.reduce((most, _, pair) => Math.max(most, length(pair)), 0);
     this.#longestSource = longest((pair) => dataset.sourceLength(pair));
     this.#longestTarget = longest((pair) => dataset.targetLength(pair));
@@ -191,11 +191,11 @@ export class BpeDropout {
 }
 
 /** The token of the target language, where one is asked for. */
-function languageFront({ targetLanguage }: ParallelCorpus, tokenizer: Tokenizer, languageTokens: boolean): number[] {
+function languageFront(where: string, { targetLanguage }: ParallelCorpus, tokenizer: Tokenizer, languageTokens: boolean): number[] {
   if (!languageTokens) return [];
   if (targetLanguage === undefined) {
     const hint = "Tell targetLanguage when the corpus is read.";
-    throw new ConfigError(expectation("tokenizePairs", "the target language of each corpus", "none", hint));
+    throw new ConfigError(expectation(where, "the target language of each corpus", "none", hint));
   }
   return [tokenizer.specialId(languageToken(targetLanguage))];
 }

@@ -127,6 +127,9 @@ export function checkSameModel(config: TrainConfig, checkpoint: Checkpoint): voi
   }
 }
 
+/** Fields that a learning rate is made of. */
+const COURSE = ["learning_rate", "schedule", "max_steps", "warmup_steps", "decay_hold_steps", "decay_factor", "decay_every_steps"] as const;
+
 /**
  * What to say where a resumed run goes on at another learning rate than it would have had: as with more `max_steps` and a rate that was to be 0 by then.
  * Undefined where the course is the same.
@@ -136,14 +139,10 @@ export function changedCourse(config: TrainConfig, checkpoint: Checkpoint): stri
   const step = checkpoint.step + 1;
   const [now, then] = [config, theirs].map((options) => makeSchedule(options)(step)) as [number, number];
   if (now === then) return undefined;
+  const short = (rate: number): string => String(Number(rate.toPrecision(3)));
   const keys = COURSE.filter((key) => config[key] !== theirs[key]).map((key) => `${flagOf(key)} ${config[key]} in place of ${theirs[key]}`);
   return `The learning rate goes on at ${short(now)}, which would have been ${short(then)} at step ${step}: ${keys.join(", ")}.`;
 }
-
-/** Fields that a learning rate is made of. */
-const COURSE = ["learning_rate", "schedule", "max_steps", "warmup_steps", "decay_hold_steps", "decay_factor", "decay_every_steps"] as const;
-
-const short = (rate: number): string => String(Number(rate.toPrecision(3)));
 
 /**
  * Fills parameters or optimiser state from a checkpoint.

@@ -261,7 +261,7 @@ describe("PairBatchStream", () => {
       expect(() => new BpeDropout(short, corpus, words, { dropout: 0.1, seed: 0 })).toThrow("BpeDropout: expected a byte-pair tokenizer");
       expect(() => dropoutOf(1.5)).toThrow("dropout to be a finite number");
       expect(() => dropoutOf(0.5, -1)).toThrow("seed to be an integer");
-      expect(() => new BpeDropout(short, { ...corpus, targetLanguage: undefined }, tokenizer, { dropout: 0.1, seed: 0, languageTokens: true })).toThrow("the target language of each corpus");
+      expect(() => new BpeDropout(short, { ...corpus, targetLanguage: undefined }, tokenizer, { dropout: 0.1, seed: 0, languageTokens: true })).toThrow("BpeDropout: expected the target language of each corpus");
     });
   });
 

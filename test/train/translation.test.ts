@@ -7,14 +7,14 @@ import { afterAll, describe, expect, test, vi } from "vitest";
 import { translationCost } from "#sparsegate/models/cost.js";
 import { defaultBackend } from "#sparsegate/tensor/default-backend.js";
 import { corpusBleu } from "#sparsegate/text/bleu.js";
-import { PairBatchStream } from "#sparsegate/text/pair-batches.js";
+import { PairBatchStream, type PairBatch } from "#sparsegate/text/pair-batches.js";
 import type { ParallelCorpus } from "#sparsegate/text/parallel.js";
 import { loadCheckpoint } from "#sparsegate/train/checkpoint.js";
 import { checkConfig } from "#sparsegate/train/config.js";
 import { readMetrics } from "#sparsegate/train/metrics.js";
 import { loadModel, openCheckpoint, tokenizerOf } from "#sparsegate/train/restore.js";
 import { isTranslation, translationModelConfig, type TranslationConfig } from "#sparsegate/train/translation/config.js";
-import { makeTranslationDatasets, type TranslationCorpora } from "#sparsegate/train/translation/data.js";
+import { makeTranslationDatasets, type TranslationCorpora, type TranslationDatasets } from "#sparsegate/train/translation/data.js";
 import { evaluateTranslation } from "#sparsegate/train/translation/evaluate.js";
 import { TRANSLATION_PRESETS, translationPreset } from "#sparsegate/train/translation/presets.js";
 import { languagePairs, pairTexts } from "#sparsegate/train/translation/pairs.js";
@@ -186,6 +186,21 @@ test("one model of several directions has a token of the target language in fron
   expect(() => translate(model, datasets.tokenizer, ["w1"], { language: "de" })).toThrow('specialId: expected "<2de>" among the special tokens');
 });
 
+/** Trains in memory, and tells of each batch that is taken, with its epoch. */
+async function trainWatching(config: TranslationConfig, datasets: TranslationDatasets, onBatch: (batch: PairBatch, epoch: number) => void): Promise<void> {
+  const original = Object.getOwnPropertyDescriptor(PairBatchStream.prototype, "next")!.value as (this: PairBatchStream) => PairBatch;
+  const spy = vi.spyOn(PairBatchStream.prototype, "next").mockImplementation(function (this: PairBatchStream) {
+    const batch = original.call(this);
+    onBatch(batch, this.epoch);
+    return batch;
+  });
+  try {
+    (await trainTranslation(config, datasets, { ephemeral: true })).model.dispose();
+  } finally {
+    spy.mockRestore();
+  }
+}
+
 test.each([
   [1, [90, 10]],
   [2, [75, 25]], // √90 to √10
@@ -197,18 +212,10 @@ test.each([
   const config = configOf({ model: "LSTM", max_steps: 30, eval_steps: 30, sampling_temperature: temperature });
   const datasets = makeTranslationDatasets(config, { train: [up, down] });
   const drawn: number[][] = [];
-  const original = Object.getOwnPropertyDescriptor(PairBatchStream.prototype, "next")!.value as (this: PairBatchStream) => ReturnType<PairBatchStream["next"]>;
-  const spy = vi.spyOn(PairBatchStream.prototype, "next").mockImplementation(function (this: PairBatchStream) {
-    const batch = original.call(this);
-    const counts = (drawn[this.epoch] ??= [0, 0]);
+  await trainWatching(config, datasets, (batch, epoch) => {
+    const counts = (drawn[epoch] ??= [0, 0]);
     for (const i of batch.pairs) counts[datasets.train.groupOf[i]!]!++;
-    return batch;
   });
-  try {
-    (await trainTranslation(config, datasets, { ephemeral: true })).model.dispose();
-  } finally {
-    spy.mockRestore();
-  }
   expect(drawn.length).toBeGreaterThanOrEqual(2);
   // The last epoch is not at its end. Of the others each fraction of a sentence that one has too little the next one has too much.
   for (const counts of drawn.slice(0, -1)) for (const [i, share] of shares.entries()) expect(Math.abs(counts[i]! - share)).toBeLessThanOrEqual(1);
@@ -216,23 +223,15 @@ test.each([
 
 test("with BPE-dropout a run is trained on other subwords in each epoch, and evaluated on those of the text", { timeout: 60_000 }, async () => {
   const seen = new Map<number, Set<string>>();
-  const original = Object.getOwnPropertyDescriptor(PairBatchStream.prototype, "next")!.value as (this: PairBatchStream) => ReturnType<PairBatchStream["next"]>;
-  const spy = vi.spyOn(PairBatchStream.prototype, "next").mockImplementation(function (this: PairBatchStream) {
-    const batch = original.call(this);
-    batch.pairs.forEach((pair, lane) => {
-      const targets = batch.targets.filter((id, i) => i % batch.batchSize === lane && id >= 0).join();
-      seen.set(pair, (seen.get(pair) ?? new Set()).add(targets));
-    });
-    return batch;
-  });
   const config = configOf({ model: "LSTM", max_steps: 40, eval_steps: 40, bpe_dropout: 0.3 });
   const given = corpora();
   const datasets = makeTranslationDatasets(config, given);
-  try {
-    (await trainTranslation(config, datasets, { ephemeral: true })).model.dispose();
-  } finally {
-    spy.mockRestore();
-  }
+  await trainWatching(config, datasets, ({ pairs, targets, batchSize }) =>
+    pairs.forEach((pair, lane) => {
+      const own = targets.filter((id, i) => i % batchSize === lane && id >= 0).join();
+      seen.set(pair, (seen.get(pair) ?? new Set()).add(own));
+    }),
+  );
   expect(seen.size).toBe(datasets.train.pairs);
   // The rest are long sentences, which would be longer than any without.
   expect([...seen.values()].filter(({ size }) => size > 1).length).toBeGreaterThan(0.6 * seen.size);
