@@ -19,11 +19,9 @@ import { beginDemo } from "./begin-demo.js";
 import { compact, table } from "./format.js";
 
 const MODELS = ["MoE-1-Wide", "MoE-4", "MoE-32", "MoE-256"] as const;
-/**
- * Strictly balanced gates (App. F) learn faster than noisy ones in so few steps. Experts that see a part of the tokens want a lower rate than what sees all of
- * them: MoE-32 and MoE-256 have one, at which MoE-4 and the dense layer learn less (docs/results/language-models.md).
- */
+/** Strictly balanced gates (App. F) learn faster than noisy ones in so few steps. */
 const BALANCED = { gate: "strictly-balanced", importance_weight: 0.01, load_weight: 0 } as const;
+/** 256 experts want a lower rate than what sees all tokens; to 32 it makes little difference (docs/results/language-models.md has the trials). */
 const OPTIONS: Readonly<Record<(typeof MODELS)[number], Readonly<Record<string, unknown>>>> = {
   "MoE-1-Wide": {},
   "MoE-4": BALANCED,
@@ -47,7 +45,7 @@ function demoConfig(model: (typeof MODELS)[number], maxSteps: number, seed: numb
       batch_size: 64,
       time_steps: 20,
       max_steps: maxSteps,
-      // What the dense model learns most at, to some tenths of a perplexity: 15.5 at 8e-3, 14.1 at 12e-3, 13.9 at 18e-3.
+      // Found on the dense model (docs/results/language-models.md).
       learning_rate: 12e-3,
       schedule: "linear",
       warmup_steps: rise,
