@@ -166,7 +166,9 @@ export function sgemmCases(backend: CpuBackend, n: number): Record<string, () =>
     [`sgemm ${n}³, pool`]: () => backend.gemm(false, false, n, n, n, 1, a, n, b, n, 0, c, n),
   };
   const { found } = backend.blas;
-  if (found) {
+  const threaded = found?.setThreads(backend.threads);
+  found?.setThreads(1);
+  if (found && threaded) {
     const at = [a, b, c].map((buf) => backend.addressOf(buf)) as [number, number, number];
     cases[`sgemm ${n}³, ${found.name} with ${backend.threads} threads`] = () =>
       found.withThreads(backend.threads, () => found.sgemm(false, false, n, n, n, 1, at[0], n, at[1], n, 0, at[2], n));

@@ -4,6 +4,7 @@ export { SparsegateError, TensorError, ConfigError, FileError, NonFiniteError } 
 export type { AdamSettings, Backend, BinaryOp, Buf, DType, Epilogue, MemoryUse, RandomKey, Spread, UnaryOp } from "./backend/backend.js";
 export { CpuBackend, type CpuBackendOptions, type CpuProbe } from "./backend/cpu/index.js";
 export type { Cblas, CblasSearch, Sgemm } from "./backend/cpu/cblas.js";
+export type { Cut } from "./backend/cpu/pieces.js";
 export type { SimdChoice } from "./backend/cpu/wasm.js";
 export { ReferenceBackend } from "./backend/reference/index.js";
 export * from "./tensor/index.js";

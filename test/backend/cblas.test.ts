@@ -17,6 +17,10 @@ describe("findCblas", () => {
     expect((missing as { reason: string }).reason).toContain("/nowhere/libblas.so");
   });
 
+  it("has MKL do without threads of its own, which it ends the process for where it does not find their library", () => {
+    expect(process.env["MKL_THREADING_LAYER"]).toBeDefined();
+  });
+
   withBlas("lists what was tried and names what is in use", () => {
     expect(search.tried.at(-1)).toBe(`${search.found!.path}: in use`);
     if (search.found!.name === "OpenBLAS") expect(search.found!.version).toMatch(/^\d+\.\d+/);
@@ -24,6 +28,7 @@ describe("findCblas", () => {
 
   withBlas("gives the library its threads for one piece of work only, also when that throws", () => {
     const blas = openCblas(search.found!.path);
+    if (!blas.setThreads(2)) return expect(() => blas.withThreads(2, () => 7)).toThrow(/expected a library that can be told to use 2 threads/);
     expect(blas.withThreads(2, () => 7)).toBe(7);
     expect(() => blas.withThreads(2, () => { throw new Error("stop"); })).toThrow("stop");
   });

@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { ConfigError } from "../../core/errors.js";
 import { denormalSwitch } from "./denormals.js";
 import { loadKoffi, type NativeFunction } from "./koffi.js";
-import { multipliesInPlace } from "./unpacked.js";
+import { cutFor, type Cut } from "./pieces.js";
 
 /** Row-major sgemm over absolute addresses. */
 export type Sgemm = (transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number,
@@ -19,13 +19,13 @@ export interface Cblas {
   description: string;
   path: string;
   sgemm: Sgemm;
-  /** Whether small products are computed without packing: see unpacked.ts. */
-  inPlace: boolean;
+  /** The pieces in which it multiplies few rows fastest: see pieces.ts. */
+  cut: Cut;
   /** Has the calling thread take denormal numbers for zero, or no longer: see denormals.ts. */
   flushDenormals: ((flush: boolean) => void) | undefined;
   /** Address of byte 0 of a shared memory; fixed for its life. */
   addressOf(memory: WebAssembly.Memory): number;
-  /** Sets the library's own number of threads; false when it has no way to. */
+  /** Sets the library's own number of threads; false when it has no way to, or keeps to another. */
   setThreads(n: number): boolean;
   /** Runs `work` while the library may use n threads of its own, for benchmarks. @throws ConfigError when it has no way to */
   withThreads<T>(n: number, work: () => T): T;
@@ -81,8 +81,12 @@ export function findCblas(choice: string): CblasSearch {
   return { found: undefined, reason, hint: "Install one (apt install libopenblas0-pthread, brew install openblas), or set SPARSEGATE_BLAS to its path.", tried };
 }
 
-/** What libraries read as they are loaded. Accelerate has no call for its number of threads. */
+/**
+ * What libraries read as they are loaded. Accelerate has no call for its number of threads. MKL ends the process where it does not find the OpenMP library
+ * that its threads would need; the pool has threads.
+ */
 function mendEnvironment(): void {
+  process.env["MKL_THREADING_LAYER"] ??= "SEQUENTIAL";
   if (process.platform === "darwin") process.env["VECLIB_MAXIMUM_THREADS"] ??= "1";
   if (process.platform !== "linux" || process.env["OPENBLAS_CORETYPE"] !== undefined) return;
   try {
@@ -128,11 +132,11 @@ export function openCblas(path: string): Cblas {
   const setter = openblasThreads ?? mklThreads ?? blisThreads;
   const name = openblasThreads ? "OpenBLAS" : mklThreads ? "MKL" : blisThreads ? "BLIS" : path.includes("Accelerate") ? "Accelerate" : "CBLAS";
   const build = text("const char *openblas_get_config()");
-  const version = name === "BLIS" ? text("const char *bli_info_get_version_str()") : (/\d+\.\d+(\.\d+)?/.exec(build)?.[0] ?? "");
+  const version = name === "BLIS" ? text("const char *bli_info_get_version_str()") : name === "MKL" ? mklVersion(library) : (/\d+\.\d+(\.\d+)?/.exec(build)?.[0] ?? "");
   const threadsNow = optional("int openblas_get_num_threads()") ?? optional("int MKL_Get_Max_Threads()") ?? optional("int64_t bli_thread_get_num_threads()");
   const setThreads = (n: number): boolean => {
     setter?.(n);
-    return setter !== undefined;
+    return setter !== undefined && Number(threadsNow?.() ?? n) === n;
   };
   return {
     name,
@@ -142,20 +146,27 @@ export function openCblas(path: string): Cblas {
     sgemm: (transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc) => {
       raw(ROW_MAJOR, transA ? TRANS : NO_TRANS, transB ? TRANS : NO_TRANS, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     },
-    inPlace: multipliesInPlace(build),
+    cut: cutFor(name, build),
     flushDenormals: denormalSwitch(),
     addressOf: (memory) => Number(koffi.address(new Uint8Array(memory.buffer))),
     setThreads,
     withThreads: (n, work) => {
       const before = Number(threadsNow?.() ?? 1);
-      if (!setThreads(n)) throw new ConfigError(`withThreads: expected a library that can be told its number of threads, got ${name} (${path}).`);
       try {
+        if (!setThreads(n)) throw new ConfigError(`withThreads: expected a library that can be told to use ${n} threads, got ${name} (${path}).`);
         return work();
       } finally {
         setThreads(before);
       }
     },
   };
+}
+
+/** MKL writes a sentence, "… Math Kernel Library Version 2020.0.4 Product Build …", into what it is given. */
+function mklVersion(library: { func(signature: string): NativeFunction }): string {
+  const sentence = Buffer.alloc(200);
+  library.func("void MKL_Get_Version_String(void *, int)")(sentence, sentence.length);
+  return /Version (\d+(\.\d+)*)/.exec(sentence.toString("latin1"))?.[1] ?? "";
 }
 
 /**
