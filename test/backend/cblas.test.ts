@@ -1,7 +1,7 @@
 /** The machine's CBLAS: found or not, tested before it is trusted, and the same bytes as the WebAssembly memory. */
 
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { findCblas, openblasCore, openCblas, selfTest } from "#sparsegate/backend/cpu/cblas.js";
+import { findCblas, openblasCore, openCblas, releaseIn, selfTest } from "#sparsegate/backend/cpu/cblas.js";
 import { CpuBackend } from "#sparsegate/backend/cpu/index.js";
 
 const search = findCblas("auto");
@@ -17,8 +17,17 @@ describe("findCblas", () => {
     expect((missing as { reason: string }).reason).toContain("/nowhere/libblas.so");
   });
 
-  it("has MKL do without threads of its own, which it ends the process for where it does not find their library", () => {
-    expect(process.env["MKL_THREADING_LAYER"]).toBeDefined();
+  withBlas("has MKL do without threads of its own, which it ends the process for where it does not find their library, unless told otherwise", () => {
+    try {
+      vi.stubEnv("MKL_THREADING_LAYER", undefined);
+      findCblas("auto");
+      expect(process.env["MKL_THREADING_LAYER"]).toBe("SEQUENTIAL");
+      vi.stubEnv("MKL_THREADING_LAYER", "GNU");
+      findCblas("auto");
+      expect(process.env["MKL_THREADING_LAYER"]).toBe("GNU");
+    } finally {
+      vi.unstubAllEnvs();
+    }
   });
 
   withBlas("lists what was tried and names what is in use", () => {
@@ -31,6 +40,26 @@ describe("findCblas", () => {
     if (!blas.setThreads(2)) return expect(() => blas.withThreads(2, () => 7)).toThrow(/expected a library that can be told to use 2 threads/);
     expect(blas.withThreads(2, () => 7)).toBe(7);
     expect(() => blas.withThreads(2, () => { throw new Error("stop"); })).toThrow("stop");
+  });
+});
+
+describe("a library's threads", () => {
+  withBlas("cannot be more than it was built for: said, and the number of before is kept", () => {
+    const blas = openCblas(search.found!.path);
+    if (blas.name !== "OpenBLAS") return;
+    let ran = false;
+    expect(() => blas.withThreads(100_000, () => (ran = true))).toThrow(/expected a library that can be told to use 100000 threads, got OpenBLAS \(.+\)\./);
+    expect(ran).toBe(false);
+    expect(blas.setThreads(1)).toBe(true);
+  });
+});
+
+describe("releaseIn", () => {
+  it("finds the release in what OpenBLAS, BLIS and MKL say of themselves", () => {
+    expect(releaseIn("OpenBLAS 0.3.21 NO_LAPACKE DYNAMIC_ARCH NO_AFFINITY SkylakeX MAX_THREADS=64")).toBe("0.3.21");
+    expect(releaseIn("0.9.0")).toBe("0.9.0");
+    expect(releaseIn("Intel(R) Math Kernel Library Version 2020.0.4 Product Build 20200917 for Intel(R) 64 architecture applications\0\0")).toBe("2020.0.4");
+    expect(releaseIn("\0\0")).toBe("");
   });
 });
 

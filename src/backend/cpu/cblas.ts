@@ -132,7 +132,9 @@ export function openCblas(path: string): Cblas {
   const setter = openblasThreads ?? mklThreads ?? blisThreads;
   const name = openblasThreads ? "OpenBLAS" : mklThreads ? "MKL" : blisThreads ? "BLIS" : path.includes("Accelerate") ? "Accelerate" : "CBLAS";
   const build = text("const char *openblas_get_config()");
-  const version = name === "BLIS" ? text("const char *bli_info_get_version_str()") : name === "MKL" ? mklVersion(library) : (/\d+\.\d+(\.\d+)?/.exec(build)?.[0] ?? "");
+  const mklSentence = Buffer.alloc(200);
+  optional("void MKL_Get_Version_String(void *, int)")?.(mklSentence, mklSentence.length);
+  const version = releaseIn(build || text("const char *bli_info_get_version_str()") || mklSentence.toString("latin1"));
   const threadsNow = optional("int openblas_get_num_threads()") ?? optional("int MKL_Get_Max_Threads()") ?? optional("int64_t bli_thread_get_num_threads()");
   const setThreads = (n: number): boolean => {
     setter?.(n);
@@ -162,11 +164,9 @@ export function openCblas(path: string): Cblas {
   };
 }
 
-/** MKL writes a sentence, "… Math Kernel Library Version 2020.0.4 Product Build …", into what it is given. */
-function mklVersion(library: { func(signature: string): NativeFunction }): string {
-  const sentence = Buffer.alloc(200);
-  library.func("void MKL_Get_Version_String(void *, int)")(sentence, sentence.length);
-  return /Version (\d+(\.\d+)*)/.exec(sentence.toString("latin1"))?.[1] ?? "";
+/** The number of the release in what a library says of itself; "" where it has none. */
+export function releaseIn(text: string): string {
+  return /\d+(\.\d+)+/.exec(text)?.[0] ?? "";
 }
 
 /**

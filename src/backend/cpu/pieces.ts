@@ -36,13 +36,18 @@ export function cutFor(name: Cblas["name"], build: string): Cut {
 /** `sgemm`, in pieces where that is faster; sizes alone decide, so that equal products round equally. */
 export function multiply({ sgemm, cut }: Pick<Cblas, "sgemm" | "cut">, transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number,
   a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
-  const small = m * n * k <= SMALL && (transA || !transB || m * n <= SMALL_C);
+  const few = (transA ? k : m) <= FEW && !(transA && transB);
   let [mb, nb, kb] = [m, n, k];
-  if (cut === "small" && !small && !(transA ? transB || k > FEW : m > FEW)) {
+  if (cut === "small" && few && !(m * n * k <= SMALL && (!transB || m * n <= SMALL_C))) {
     mb = Math.min(m, transB ? ROWS / 2 : ROWS);
-    kb = transA || transB ? Math.min(k, DEPTH) : pieceSide(k, SMALL / (mb * Math.min(n, COLUMNS)), 8);
-    nb = transB ? pieceSide(n, Math.min(SMALL_C / mb, SMALL / (mb * kb)), 16) : transA ? pieceSide(n, Math.min(GRADIENT_COLUMNS, SMALL / (mb * kb)), 64) : Math.min(n, COLUMNS);
-  } else if (cut === "shallow" && !transB && (transA ? k <= FEW && m * n > CACHED : m <= FEW && n * k > CACHED)) {
+    if (transA || transB) {
+      kb = Math.min(k, DEPTH);
+      nb = transA ? pieceSide(n, Math.min(GRADIENT_COLUMNS, SMALL / (mb * kb)), 64) : pieceSide(n, Math.min(SMALL_C / mb, SMALL / (mb * kb)), 16);
+    } else {
+      nb = Math.min(n, COLUMNS);
+      kb = pieceSide(k, SMALL / (mb * nb), 8);
+    }
+  } else if (cut === "shallow" && few && !transB && (transA ? m : k) * n > CACHED) {
     if (transA) mb = ROWS;
     else [nb, kb] = [COLUMNS, m <= VERY_FEW ? SHALLOW : LESS_SHALLOW];
   }
