@@ -198,16 +198,21 @@ function packB(cols: i32, depth: i32, padded: i32, b: usize, ldb: usize, to: usi
   if (whole < cols) packBEdge(0, depth, cols - whole, b, ldb, 4, to);
 }
 
-/** Four rows of four numbers, `ldb` bytes apart, stored as columns 32 bytes apart. */
+/** Four rows of four numbers, `from` bytes apart, as columns `to` bytes apart, to which `beta` times what was there is added. */
 // @ts-ignore: decorator
-@inline function transpose4(b: usize, ldb: usize, to: usize): void {
-  const r0 = v128.load(b), r1 = v128.load(b + ldb), r2 = v128.load(b + 2 * ldb), r3 = v128.load(b + 3 * ldb);
+@inline function transpose4(p: usize, from: usize, q: usize, to: usize, beta: f32): void {
+  const r0 = v128.load(p), r1 = v128.load(p + from), r2 = v128.load(p + 2 * from), r3 = v128.load(p + 3 * from);
   const x = v128.shuffle<f32>(r0, r1, 0, 4, 1, 5), y = v128.shuffle<f32>(r2, r3, 0, 4, 1, 5);
   const z = v128.shuffle<f32>(r0, r1, 2, 6, 3, 7), w = v128.shuffle<f32>(r2, r3, 2, 6, 3, 7);
-  v128.store(to, v128.shuffle<f64>(x, y, 0, 2));
-  v128.store(to, v128.shuffle<f64>(x, y, 1, 3), 32);
-  v128.store(to, v128.shuffle<f64>(z, w, 0, 2), 64);
-  v128.store(to, v128.shuffle<f64>(z, w, 1, 3), 96);
+  storeAdded(q, v128.shuffle<f64>(x, y, 0, 2), beta);
+  storeAdded(q + to, v128.shuffle<f64>(x, y, 1, 3), beta);
+  storeAdded(q + 2 * to, v128.shuffle<f64>(z, w, 0, 2), beta);
+  storeAdded(q + 3 * to, v128.shuffle<f64>(z, w, 1, 3), beta);
+}
+
+// @ts-ignore: decorator
+@inline function storeAdded(q: usize, v: v128, beta: f32): void {
+  v128.store(q, beta == 0 ? v : f32x4.add(v, f32x4.mul(f32x4.splat(beta), v128.load(q))));
 }
 
 /** Packs a block of a transposed B, whose rows are columns of op(B), as panels of [padded][NR]. */
@@ -216,8 +221,8 @@ function packBt(cols: i32, depth: i32, padded: i32, b: usize, ldb: usize, to: us
     let p = 0;
     if (cols - j >= NR) {
       for (let from = b, t = to; p + 4 <= depth; p += 4, from += 16, t += 128) {
-        transpose4(from, ldb, t);
-        transpose4(from + 4 * ldb, ldb, t + 16);
+        transpose4(from, ldb, t, 32, 0);
+        transpose4(from + 4 * ldb, ldb, t + 16, 32, 0);
       }
     }
     packBEdge(p, depth, min(NR, cols - j), b, 4, ldb, to);
@@ -379,3 +384,37 @@ export function maskBlock(c: usize, mask: usize, ldc: i32, m: i32, n: i32): void
     }
   }
 }
+
+/**
+ * dst[j][i] = src[i][j] + beta dst[j][i] for i < rows, j < cols; strides count elements. With beta 0 what was in dst is not read. Eight columns at a time, so
+ * that lines of src and of dst are near until they are done with.
+ */
+export function transposeBlock(src: usize, srcStride: i32, rows: i32, cols: i32, dst: usize, dstStride: i32, beta: f32): void {
+  const from = <usize>srcStride << 2, to = <usize>dstStride << 2;
+  let j = 0;
+  for (; j + 8 <= cols; j += 8) {
+    let p = src + (<usize>j << 2), q = dst + to * <usize>j, i = 0;
+    for (; i + 4 <= rows; i += 4) {
+      transpose4(p, from, q, to, beta);
+      transpose4(p + 16, from, q + 4 * to, to, beta);
+      p += 4 * from;
+      q += 16;
+    }
+    for (; i < rows; i++) {
+      for (let l = 0; l < 8; l++) storeScaled(q + to * <usize>l, load<f32>(p + (<usize>l << 2)), beta);
+      p += from;
+      q += 4;
+    }
+  }
+  for (; j < cols; j++) {
+    let p = src + (<usize>j << 2), q = dst + to * <usize>j;
+    for (let i = 0; i < rows; i++) {
+      storeScaled(q, load<f32>(p), beta);
+      p += from;
+      q += 4;
+    }
+  }
+}
+
+// @ts-ignore: decorator
+@inline function storeScaled(q: usize, value: f32, beta: f32): void { store<f32>(q, beta == 0 ? value : value + beta * load<f32>(q)); }

@@ -20,17 +20,17 @@ function space(limit: number): { allocator: Allocator; growths: () => number } {
 
 describe("Allocator", () => {
   it("keeps live blocks apart, aligned and within the space, and joins all of it again (any order of 200 calls)", () => {
-    const step = fc.oneof(fc.record({ alloc: fc.oneof(fc.integer({ min: 0, max: 300 }), fc.integer({ min: 0, max: 300_000 })) }), fc.record({ free: fc.nat() }));
+    const step = fc.oneof(fc.record({ alloc: fc.oneof(fc.integer({ min: 0, max: 300 }), fc.integer({ min: 0, max: 300_000 }), fc.integer({ min: MIB - 100, max: 2 * MIB })) }), fc.record({ free: fc.nat() }));
     fc.assert(
       fc.property(fc.array(step, { maxLength: 200 }), (steps) => {
-        const { allocator } = space(256 * MIB);
+        const { allocator } = space(512 * MIB);
         const live: { at: number; bytes: number }[] = [];
         for (const action of steps) {
           if ("alloc" in action) live.push({ at: allocator.alloc(action.alloc), bytes: action.alloc });
           else if (live.length > 0) allocator.free(live.splice(action.free % live.length, 1)[0].at);
           const sorted = [...live].sort((a, b) => a.at - b.at);
           for (const [i, { at, bytes }] of sorted.entries()) {
-            expect(at % 64).toBe(0);
+            expect(at % (bytes < MIB ? 64 : 4096)).toBe(0);
             expect(at).toBeGreaterThanOrEqual(START);
             expect(at + bytes).toBeLessThanOrEqual(sorted[i + 1]?.at ?? allocator.reserved);
           }
@@ -54,7 +54,8 @@ describe("Allocator", () => {
   it("finds the one block that fits among hundreds of its class that do not", () => {
     const { allocator } = space(8 * MIB);
     const blocks = Array.from({ length: 500 }, (_, i) => [allocator.alloc(i === 400 ? 1088 : 1024), allocator.alloc(64)]);
-    const rest = allocator.alloc(allocator.limit - allocator.reserved + allocator.freeBlocks().reduce((sum, { size }) => sum + size, 0));
+    // All else, but for what beginning a page may take.
+    const rest = allocator.alloc(allocator.limit - allocator.reserved + allocator.freeBlocks().reduce((sum, { size }) => sum + size, 0) - (4096 - 64));
     for (const [at] of blocks) allocator.free(at);
     expect(allocator.alloc(1088)).toBe(blocks[400][0]);
     expect(rest).toBeGreaterThan(0);
@@ -86,8 +87,8 @@ describe("Allocator", () => {
 
   it("remembers the most that was in use", () => {
     const { allocator } = space(8 * MIB);
-    allocator.free(allocator.alloc(MIB));
+    allocator.free(allocator.alloc(MIB / 2));
     allocator.alloc(64);
-    expect([allocator.used, allocator.peak]).toEqual([64, MIB]);
+    expect([allocator.used, allocator.peak]).toEqual([64, MIB / 2]);
   });
 });

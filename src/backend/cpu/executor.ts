@@ -1,7 +1,7 @@
 /** What every thread of the backend can do: run a part of a kernel, or some of a list of matrix products. */
 
 import type { Cblas } from "./cblas.js";
-import { multiply } from "./pieces.js";
+import { multiply, type Workspace } from "./pieces.js";
 import type { Kernels } from "./wasm.js";
 
 /** Numbers that describe one product in the list of a job: see `Executor.products`. */
@@ -17,6 +17,7 @@ export class Executor {
   readonly #scratch: number;
   readonly #blas: Cblas | undefined;
   readonly #base: number;
+  readonly #workspace: Workspace;
 
   constructor(kernels: Kernels, names: readonly string[], items: Float64Array, scratch: number, memory: WebAssembly.Memory, blas: Cblas | undefined) {
     this.#kernels = kernels;
@@ -24,7 +25,13 @@ export class Executor {
     this.#items = items;
     this.#scratch = scratch;
     this.#blas = blas;
-    this.#base = blas ? blas.addressOf(memory) : 0;
+    const base = (this.#base = blas ? blas.addressOf(memory) : 0);
+    this.#workspace = {
+      address: base + scratch,
+      transpose: (from, fromStride, rows, columns, to, toStride, beta) => {
+        kernels["transposeBlock"]!(from - base, fromStride, rows, columns, to - base, toStride, beta);
+      },
+    };
   }
 
   /** Kernel number `id` over [begin, end) of its parallel axis. */
@@ -57,7 +64,7 @@ export class Executor {
   gemm(transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number,
     a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
     // CBLAS may return before scaling C when there is nothing to add, and insists on strides of at least 1.
-    if (this.#blas && k > 0) multiply(this.#blas, transA, transB, m, n, k, alpha, this.#base + a, Math.max(lda, 1), this.#base + b, Math.max(ldb, 1), beta, this.#base + c, Math.max(ldc, 1));
+    if (this.#blas && k > 0) multiply(this.#blas, this.#workspace, transA, transB, m, n, k, alpha, this.#base + a, Math.max(lda, 1), this.#base + b, Math.max(ldb, 1), beta, this.#base + c, Math.max(ldc, 1));
     else this.#kernels["gemm"]!(transA ? 1 : 0, transB ? 1 : 0, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc, this.#scratch);
   }
 }

@@ -11,6 +11,7 @@ import { Control, MAX_THREADS } from "./control.js";
 import { EPILOGUE, Executor } from "./executor.js";
 import { adviseHugePages } from "./huge-pages.js";
 import { CpuMemory, ptr } from "./memory.js";
+import { WORKSPACE_FLOATS } from "./pieces.js";
 import { Pool, type WorkerSetup } from "./pool.js";
 import { ProductList } from "./products.js";
 import { MEMORY_LIMIT, instantiate, kernelNames, loadKernels, type SimdChoice } from "./wasm.js";
@@ -93,7 +94,7 @@ export class CpuBackend implements Backend {
     }
     const names = kernelNames(module);
     this.#ids = new Map(names.map((name, i) => [name, i]));
-    const scratchBytes = this.#kernels["gemmScratchBytes"]!();
+    const scratchBytes = Math.max(this.#kernels["gemmScratchBytes"]!(), 4 * WORKSPACE_FLOATS);
     const control = new Control(this.shared ? new SharedArrayBuffer(Control.BYTES) : new ArrayBuffer(Control.BYTES));
     const executor = new Executor(this.#kernels, names, control.items, this.#memory.allocBytes(scratchBytes), this.#memory.wasm, this.blas.found);
     const setups = Array.from({ length: this.threads - 1 }, (): WorkerSetup => ({

@@ -1,69 +1,149 @@
 /**
- * Products of few rows, in the pieces that a library multiplies fastest.
+ * Products of few rows with large weights, in the pieces that memory and library are fastest with.
  *
- * A large product is packed: copied into the order that the library's kernel reads. For an expert with 32 rows that costs about as much as the product
- * itself. On AVX-512, OpenBLAS multiplies small matrices where they lie, up to 10⁶ multiply-adds: its pieces are as large as it takes (docs/decisions/011).
- * MKL is fastest where a piece of the second factor stays in the cache for all rows, and gradients of weights are computed a few rows at a time
- * (docs/decisions/012).
+ * The weights of an expert that has 32 rows take longer to come from memory than the product takes, and a library that packs them copies them besides. A piece
+ * goes through thirty rows of the weights at once, each in a page of its own: as many streams as a processor fetches ahead. The few rows are laid across first,
+ * so that a vector holds a number of each (docs/decisions/013).
  */
 
-import type { Cblas } from "./cblas.js";
+import type { Cblas, Sgemm } from "./cblas.js";
 
-/** How products of few rows are cut: small enough for OpenBLAS to multiply in place, shallow for MKL, or not at all. */
-export type Cut = "small" | "shallow" | "none";
+/** Up to how many rows a library wants products in pieces: OpenBLAS, which multiplies small matrices where they lie, up to FEW; MKL, which packs fast, up to FEWER. */
+export type Cut = "few" | "fewer" | "none";
 
-/** Rows (of the sum, for gradients of weights) above which a product goes whole. */
-const FEW = 160;
+/** Memory of the calling thread, and what lays a block across there. */
+export interface Workspace {
+  /** Address of WORKSPACE_FLOATS elements. */
+  address: number;
+  /** to[j][i] = from[i][j] + beta · to[j][i] for i < rows, j < columns; strides between rows, in elements. With beta 0 what was there is not read. */
+  transpose(from: number, fromStride: number, rows: number, columns: number, to: number, toStride: number, beta: number): void;
+}
 
-/** OpenBLAS: multiply-adds up to which it does not pack, and elements of C where the second factor is transposed. */
-const [SMALL, SMALL_C] = [1e6, 1024];
-/** Rows of C in one piece, what the kernel keeps of the first factor while it passes over the second. */
-const ROWS = 32;
-/** OpenBLAS: the longest sides of a piece that its caches hold. */
-const [COLUMNS, GRADIENT_COLUMNS, DEPTH] = [1024, 512, 1024];
+/** Rows (of the sum, for gradients of weights). */
+const [FEW, FEWER] = [160, 48];
+/** Multiply-adds up to which OpenBLAS does not pack, and elements of C where the second factor is transposed; multiply-adds that no pieces are worth. */
+const [SMALL, SMALL_C, LEAST] = [1e6, 1024, 2 ** 17];
+/** Rows of the weights in a piece. Prefetchers follow 32 streams. */
+const STREAMS = 30;
+/** Elements of a page of 4 KiB, of which one stream is followed: rows that share a page go into different pieces, as far as so many. */
+const [PAGE, MOST_APART] = [1024, 8];
+/** With these sides a piece is SMALL: of the few rows, of the weights' columns where they are summed over, where they are not, and in a gradient. */
+const [ROWS, DEPTH, COLUMNS, GRADIENT_COLUMNS] = [32, 1024, 1024, 512];
+/** Numbers in a vector, and the most rows beside whole vectors of them that are cheaper multiplied as they lie than in a vector that is filled up. */
+const [LANES, MOST_LEFT] = [16, 12];
+/** MKL: elements of weights up to which it is fastest whole, with up to FEWER rows and with more (1 MiB); terms of the sum in a piece with more. */
+const [PACKED_FAST, CACHED, SHALLOW] = [2 ** 16, 2 ** 18, 96];
 
-/** MKL: elements of the weights, or of their gradient, (1 MiB) up to which a product goes whole. */
-const CACHED = 2 ** 18;
-/** MKL: terms of the sum in a piece, for up to VERY_FEW rows and for up to FEW. */
-const [VERY_FEW, SHALLOW, LESS_SHALLOW] = [48, 48, 96];
+/** Elements that pieces are laid across in: the few rows, and a piece of the result. */
+export const WORKSPACE_FLOATS = FEW * DEPTH + ROWS * STREAMS * MOST_APART;
 
 /** How a library, known by its name and its own build, wants products of few rows. */
 export function cutFor(name: Cblas["name"], build: string): Cut {
-  if (name === "MKL") return "shallow";
-  return name === "OpenBLAS" && /\b(SkylakeX|Cooperlake|SapphireRapids)\b/i.test(build) ? "small" : "none";
+  if (name === "MKL") return "fewer";
+  return name === "OpenBLAS" && /\b(SkylakeX|Cooperlake|SapphireRapids)\b/i.test(build) ? "few" : "none";
 }
 
 /** `sgemm`, in pieces where that is faster; sizes alone decide, so that equal products round equally. */
-export function multiply({ sgemm, cut }: Pick<Cblas, "sgemm" | "cut">, transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number,
+export function multiply({ sgemm, cut }: Pick<Cblas, "sgemm" | "cut">, workspace: Workspace, transA: boolean, transB: boolean, m: number, n: number, k: number, alpha: number,
   a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
-  const few = (transA ? k : m) <= FEW && !(transA && transB);
-  let [mb, nb, kb] = [m, n, k];
-  if (cut === "small" && few && !(m * n * k <= SMALL && (!transB || m * n <= SMALL_C))) {
-    mb = Math.min(m, transB ? ROWS / 2 : ROWS);
-    if (transA || transB) {
-      kb = Math.min(k, DEPTH);
-      nb = transA ? pieceSide(n, Math.min(GRADIENT_COLUMNS, SMALL / (mb * kb)), 64) : pieceSide(n, Math.min(SMALL_C / mb, SMALL / (mb * kb)), 16);
-    } else {
-      nb = Math.min(n, COLUMNS);
-      kb = pieceSide(k, SMALL / (mb * nb), 8);
-    }
-  } else if (cut === "shallow" && few && !transB && (transA ? m : k) * n > CACHED) {
-    if (transA) mb = ROWS;
-    else [nb, kb] = [COLUMNS, m <= VERY_FEW ? SHALLOW : LESS_SHALLOW];
-  }
-  for (let j = 0; j < n; j += nb) {
-    const columns = Math.min(nb, n - j);
-    for (let p = 0; p < k; p += kb) {
-      const depth = Math.min(kb, k - p);
-      const second = b + 4 * (transB ? j * ldb + p : p * ldb + j);
-      for (let i = 0; i < m; i += mb) {
-        sgemm(transA, transB, Math.min(mb, m - i), columns, depth, alpha, a + 4 * (transA ? p * lda + i : i * lda + p), lda, second, ldb, p === 0 ? beta : 1, c + 4 * (i * ldc + j), ldc);
+  if (cut === "none" || !wantsPieces(cut, transA, transB, m, n, k)) sgemm(transA, transB, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  else if (transA) gradient(sgemm, workspace, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  else if (transB) timesTransposed(sgemm, workspace, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  else if (cut === "fewer" && m > FEWER) timesShallow(sgemm, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  else times(sgemm, workspace, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+function wantsPieces(cut: "few" | "fewer", transA: boolean, transB: boolean, m: number, n: number, k: number): boolean {
+  const [rows, weights] = transA ? [k, m * n] : [m, k * n];
+  if (rows > FEW || (transA && transB)) return false;
+  if (cut === "fewer") return rows <= FEWER ? weights > PACKED_FAST : !transB && weights > CACHED;
+  // Small ones that lie in the cache are fastest whole, unless they are packed all the same or write their weights.
+  return rows * weights > (transA || (transB && m * n > SMALL_C) ? LEAST : SMALL);
+}
+
+/** C = alpha A B + beta C, B the weights: a piece adds the terms of 30 rows of them. */
+function times(sgemm: Sgemm, { address, transpose }: Workspace, m: number, n: number, k: number, alpha: number,
+  a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
+  const apart = rowsApart(ldb);
+  for (let from = 0; from < k; from += DEPTH) {
+    const to = Math.min(from + DEPTH, k);
+    transpose(a + 4 * from, lda, m, to - from, address, m, 0);
+    for (let p = from; p < to; p += STREAMS * apart) {
+      const depth = Math.min(STREAMS * apart, to - p);
+      for (let first = 0; first < Math.min(apart, depth); first++) {
+        const [x, w] = [address + 4 * (p - from + first) * m, b + 4 * (p + first) * ldb];
+        for (let i = 0; i < m; i += ROWS) {
+          for (let j = 0; j < n; j += COLUMNS) {
+            sgemm(true, false, Math.min(ROWS, m - i), Math.min(COLUMNS, n - j), Math.ceil((depth - first) / apart), alpha,
+              x + 4 * i, apart * m, w + 4 * j, apart * ldb, p + first === 0 ? beta : 1, c + 4 * (i * ldc + j), ldc);
+          }
+        }
       }
     }
   }
 }
 
-/** The largest whole multiple of `step` up to `most`, or all of a side that is shorter. */
-function pieceSide(side: number, most: number, step: number): number {
-  return Math.min(side, Math.max(step, Math.floor(most / step) * step));
+/** The same where the library packs A faster than this could lay it across: few terms at a time, so that the piece of B stays in the cache for all rows. */
+function timesShallow(sgemm: Sgemm, m: number, n: number, k: number, alpha: number,
+  a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
+  for (let j = 0; j < n; j += COLUMNS) {
+    for (let p = 0; p < k; p += SHALLOW) {
+      sgemm(false, false, m, Math.min(COLUMNS, n - j), Math.min(SHALLOW, k - p), alpha, a + 4 * p, lda, b + 4 * (p * ldb + j), ldb, p === 0 ? beta : 1, c + 4 * j, ldc);
+    }
+  }
+}
+
+/** C = alpha A Bᵀ + beta C, B the weights: a piece is the transpose of what 30 rows of them give. */
+function timesTransposed(sgemm: Sgemm, { address, transpose }: Workspace, m: number, n: number, k: number, alpha: number,
+  a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
+  const apart = rowsApart(ldb);
+  const out = address + 4 * FEW * DEPTH;
+  const left = m % LANES > MOST_LEFT ? 0 : m % LANES;
+  const across = m - left;
+  const padded = Math.ceil(across / LANES) * LANES;
+  for (let p = 0; p < k; p += DEPTH) {
+    const depth = Math.min(DEPTH, k - p);
+    const added = p === 0 ? beta : 1;
+    transpose(a + 4 * p, lda, across, depth, address, padded, 0);
+    for (let j = 0; j < n; j += STREAMS * apart) {
+      const columns = Math.min(STREAMS * apart, n - j);
+      const w = b + 4 * (j * ldb + p);
+      for (let i = 0; i < across; i += ROWS) {
+        const rows = Math.min(ROWS, padded - i);
+        for (let first = 0; first < Math.min(apart, columns); first++) {
+          sgemm(false, false, Math.ceil((columns - first) / apart), rows, depth, alpha, w + 4 * first * ldb, apart * ldb, address + 4 * i, padded, 0, out + 4 * first * rows, apart * rows);
+        }
+        transpose(out, rows, columns, Math.min(rows, across - i), c + 4 * (i * ldc + j), ldc, added);
+      }
+      const most = Math.floor(SMALL_C / left);
+      for (let q = 0; left > 0 && q < columns; q += most) {
+        sgemm(false, true, left, Math.min(most, columns - q), depth, alpha, a + 4 * (across * lda + p), lda, w + 4 * q * ldb, ldb, added, c + 4 * (across * ldc + j + q), ldc);
+      }
+    }
+  }
+}
+
+/** C = alpha Aᵀ B + beta C, C the gradient of the weights: a piece is 30 rows of it. */
+function gradient(sgemm: Sgemm, { address, transpose }: Workspace, m: number, n: number, k: number, alpha: number,
+  a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
+  const apart = rowsApart(ldc);
+  const most = Math.min(GRADIENT_COLUMNS, Math.floor(SMALL / (STREAMS * k * 64)) * 64);
+  for (let from = 0; from < m; from += DEPTH) {
+    const to = Math.min(from + DEPTH, m);
+    transpose(a + 4 * from, lda, k, to - from, address, k, 0);
+    for (let i = from; i < to; i += STREAMS * apart) {
+      const rows = Math.min(STREAMS * apart, to - i);
+      for (let first = 0; first < Math.min(apart, rows); first++) {
+        const x = address + 4 * (i - from + first) * k;
+        for (let j = 0; j < n; j += most) {
+          sgemm(false, false, Math.ceil((rows - first) / apart), Math.min(most, n - j), k, alpha, x, apart * k, b + 4 * j, ldb, beta, c + 4 * ((i + first) * ldc + j), apart * ldc);
+        }
+      }
+    }
+  }
+}
+
+/** How far apart the rows of a piece are, so that each has a page to itself. */
+function rowsApart(stride: number): number {
+  return Math.min(MOST_APART, Math.ceil(PAGE / stride));
 }
