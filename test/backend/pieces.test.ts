@@ -95,14 +95,14 @@ describe("multiply", () => {
     expect(done.calls.length).toBeGreaterThan(1);
   });
 
-  it("goes through thirty rows of the weights at once, those that would share a page of 1,024 elements in different pieces", () => {
-    // Rows of 509 + 3 elements: every second one. Of B: 61 terms of the sum are 30 + 30 and the last; of C: likewise, of the gradient of 61 × 509.
-    const terms = both([false, false, 40, 509, 61], "few").calls;
-    expect(terms.map(({ m, k, ldb }) => [m, k, ldb])).toEqual([[32, 30, 1024], [8, 30, 1024], [32, 30, 1024], [8, 30, 1024], [32, 1, 1024], [8, 1, 1024]]);
-    const rows = both([true, false, 61, 509, 40], "few").calls;
-    expect(rows.map(({ m, k }) => [m, k])).toEqual([[30, 40], [30, 40], [1, 40]]);
+  it("goes through at most 32 rows of the weights at once, in equal parts, those that would share a page of 1,024 elements in different pieces", () => {
+    // Rows of 509 + 3 elements: every second one. Of B: 61 terms of the sum; of C: as many rows of the gradient.
+    const sizes = (size: Size, of: (call: Call) => number[]): number[][] => both(size, "few").calls.map(of);
+    expect(sizes([false, false, 40, 509, 61], ({ m, k, ldb }) => [m, k, ldb])).toEqual([[40, 31, 1024], [40, 30, 1024]]);
+    expect(sizes([true, false, 61, 509, 40], ({ m, k }) => [m, k])).toEqual([[31, 40], [30, 40]]);
+    expect(sizes([false, true, 32, 70, 509], ({ m, ldb, n }) => [m, ldb, n])).toEqual([18, 18, 17, 17].map((m) => [m, 32, 32]));
     // Longer rows have pages to themselves.
-    expect(both([false, false, 32, 1021, 60], "few").calls.map(({ k, ldb }) => [k, ldb])).toEqual([[30, 1024], [30, 1024]]);
+    expect(sizes([false, false, 32, 1021, 61], ({ k, ldb }) => [k, ldb])).toEqual([[21, 1024], [21, 1024], [19, 1024]]);
   });
 
   it("fills a vector of 16 rows where few are missing, and takes few rows beside whole vectors as they lie", () => {

@@ -2,7 +2,7 @@
  * Products of few rows with large weights, in the pieces that memory and library are fastest with.
  *
  * The weights of an expert that has 32 rows take longer to come from memory than the product takes, and a library that packs them copies them besides. A piece
- * goes through thirty rows of the weights at once, each in a page of its own: as many streams as a processor fetches ahead. The few rows are laid across first,
+ * goes through some thirty rows of the weights at once, each in a page of its own: as many streams as a processor fetches ahead. The few rows are laid across first,
  * so that a vector holds a number of each (docs/decisions/013).
  */
 
@@ -23,11 +23,11 @@ export interface Workspace {
 const [FEW, FEWER] = [160, 48];
 /** Multiply-adds up to which OpenBLAS does not pack, and elements of C where the second factor is transposed; multiply-adds that no pieces are worth. */
 const [SMALL, SMALL_C, LEAST] = [1e6, 1024, 2 ** 17];
-/** Rows of the weights in a piece. Prefetchers follow 32 streams. */
-const STREAMS = 30;
+/** The most rows of the weights in a piece: a prefetcher follows as many streams. */
+const STREAMS = 32;
 /** Elements of a page of 4 KiB, of which one stream is followed: rows that share a page go into different pieces, as far as so many. */
 const [PAGE, MOST_APART] = [1024, 8];
-/** With these sides a piece is SMALL: of the few rows, of the weights' columns where they are summed over, where they are not, and in a gradient. */
+/** Sides of a piece: rows, the weights' columns where they are summed over, where they are not, and in a gradient. The streams make it SMALL. */
 const [ROWS, DEPTH, COLUMNS, GRADIENT_COLUMNS] = [32, 1024, 1024, 512];
 /** Numbers in a vector, and the most rows beside whole vectors of them that are cheaper multiplied as they lie than in a vector that is filled up. */
 const [LANES, MOST_LEFT] = [16, 12];
@@ -61,20 +61,24 @@ function wantsPieces(cut: "few" | "fewer", transA: boolean, transB: boolean, m: 
   return rows * weights > (transA || (transB && m * n > SMALL_C) ? LEAST : SMALL);
 }
 
-/** C = alpha A B + beta C, B the weights: a piece adds the terms of 30 rows of them. */
+/** C = alpha A B + beta C, B the weights: a piece adds the terms of some of their rows. */
 function times(sgemm: Sgemm, { address, transpose }: Workspace, m: number, n: number, k: number, alpha: number,
   a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
   const apart = rowsApart(ldb);
+  const columns = Math.min(COLUMNS, n);
+  const streams = Math.min(STREAMS, Math.floor(SMALL / (ROWS * columns)));
+  const rows = share(m, Math.max(ROWS, Math.floor(SMALL / (streams * columns))), 1);
   for (let from = 0; from < k; from += DEPTH) {
     const to = Math.min(from + DEPTH, k);
+    const terms = share(to - from, streams * apart, apart);
     transpose(a + 4 * from, lda, m, to - from, address, m, 0);
-    for (let p = from; p < to; p += STREAMS * apart) {
-      const depth = Math.min(STREAMS * apart, to - p);
+    for (let p = from; p < to; p += terms) {
+      const depth = Math.min(terms, to - p);
       for (let first = 0; first < Math.min(apart, depth); first++) {
         const [x, w] = [address + 4 * (p - from + first) * m, b + 4 * (p + first) * ldb];
-        for (let i = 0; i < m; i += ROWS) {
+        for (let i = 0; i < m; i += rows) {
           for (let j = 0; j < n; j += COLUMNS) {
-            sgemm(true, false, Math.min(ROWS, m - i), Math.min(COLUMNS, n - j), Math.ceil((depth - first) / apart), alpha,
+            sgemm(true, false, Math.min(rows, m - i), Math.min(COLUMNS, n - j), Math.ceil((depth - first) / apart), alpha,
               x + 4 * i, apart * m, w + 4 * j, apart * ldb, p + first === 0 ? beta : 1, c + 4 * (i * ldc + j), ldc);
           }
         }
@@ -93,7 +97,7 @@ function timesShallow(sgemm: Sgemm, m: number, n: number, k: number, alpha: numb
   }
 }
 
-/** C = alpha A Bᵀ + beta C, B the weights: a piece is the transpose of what 30 rows of them give. */
+/** C = alpha A Bᵀ + beta C, B the weights: a piece is the transpose of what some of their rows give. */
 function timesTransposed(sgemm: Sgemm, { address, transpose }: Workspace, m: number, n: number, k: number, alpha: number,
   a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
   const apart = rowsApart(ldb);
@@ -104,9 +108,10 @@ function timesTransposed(sgemm: Sgemm, { address, transpose }: Workspace, m: num
   for (let p = 0; p < k; p += DEPTH) {
     const depth = Math.min(DEPTH, k - p);
     const added = p === 0 ? beta : 1;
+    const most = share(n, Math.min(STREAMS, Math.floor(SMALL / (ROWS * depth))) * apart, apart);
     transpose(a + 4 * p, lda, across, depth, address, padded, 0);
-    for (let j = 0; j < n; j += STREAMS * apart) {
-      const columns = Math.min(STREAMS * apart, n - j);
+    for (let j = 0; j < n; j += most) {
+      const columns = Math.min(most, n - j);
       const w = b + 4 * (j * ldb + p);
       for (let i = 0; i < across; i += ROWS) {
         const rows = Math.min(ROWS, padded - i);
@@ -115,24 +120,25 @@ function timesTransposed(sgemm: Sgemm, { address, transpose }: Workspace, m: num
         }
         transpose(out, rows, columns, Math.min(rows, across - i), c + 4 * (i * ldc + j), ldc, added);
       }
-      const most = Math.floor(SMALL_C / left);
-      for (let q = 0; left > 0 && q < columns; q += most) {
-        sgemm(false, true, left, Math.min(most, columns - q), depth, alpha, a + 4 * (across * lda + p), lda, w + 4 * q * ldb, ldb, added, c + 4 * (across * ldc + j + q), ldc);
+      const span = Math.floor(SMALL_C / left);
+      for (let q = 0; left > 0 && q < columns; q += span) {
+        sgemm(false, true, left, Math.min(span, columns - q), depth, alpha, a + 4 * (across * lda + p), lda, w + 4 * q * ldb, ldb, added, c + 4 * (across * ldc + j + q), ldc);
       }
     }
   }
 }
 
-/** C = alpha Aᵀ B + beta C, C the gradient of the weights: a piece is 30 rows of it. */
+/** C = alpha Aᵀ B + beta C, C the gradient of the weights: a piece is some rows of it. */
 function gradient(sgemm: Sgemm, { address, transpose }: Workspace, m: number, n: number, k: number, alpha: number,
   a: number, lda: number, b: number, ldb: number, beta: number, c: number, ldc: number): void {
   const apart = rowsApart(ldc);
   const most = Math.min(GRADIENT_COLUMNS, Math.floor(SMALL / (STREAMS * k * 64)) * 64);
   for (let from = 0; from < m; from += DEPTH) {
     const to = Math.min(from + DEPTH, m);
+    const size = share(to - from, STREAMS * apart, apart);
     transpose(a + 4 * from, lda, k, to - from, address, k, 0);
-    for (let i = from; i < to; i += STREAMS * apart) {
-      const rows = Math.min(STREAMS * apart, to - i);
+    for (let i = from; i < to; i += size) {
+      const rows = Math.min(size, to - i);
       for (let first = 0; first < Math.min(apart, rows); first++) {
         const x = address + 4 * (i - from + first) * k;
         for (let j = 0; j < n; j += most) {
@@ -141,6 +147,11 @@ function gradient(sgemm: Sgemm, { address, transpose }: Workspace, m: number, n:
       }
     }
   }
+}
+
+/** The size of pieces as equal as may be, of at most `most` and whole multiples of `step`, as `most` is. */
+function share(side: number, most: number, step: number): number {
+  return Math.ceil(side / Math.ceil(side / most) / step) * step;
 }
 
 /** How far apart the rows of a piece are, so that each has a page to itself. */
