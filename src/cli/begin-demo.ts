@@ -16,8 +16,12 @@ export interface DemoStart {
   split: ReturnType<typeof splitMessages>;
 }
 
-/** @param fullSteps unless --max-steps or --quick says otherwise @throws FileError where the output folder cannot be used */
-export function beginDemo(options: Record<string, unknown>, fullSteps: number, quickSteps: number): DemoStart {
+/**
+ * @param fullSteps unless --max-steps or --quick says otherwise
+ * @param heldOut shares of the messages that are not trained on
+ * @throws FileError where the output folder cannot be used
+ */
+export function beginDemo(options: Record<string, unknown>, fullSteps: number, quickSteps: number, heldOut: { validShare: number; testShare: number }): DemoStart {
   const progress = new Progress({ enabled: options["progress"] !== false });
   const steps = (options["maxSteps"] as number | undefined) ?? (options["quick"] === true ? quickSteps : fullSteps);
   const seed = options["seed"] as number;
@@ -26,5 +30,5 @@ export function beginDemo(options: Record<string, unknown>, fullSteps: number, q
   const backend = openBackend();
   progress.note(`Backend: ${backend.description}`);
   const stop = stopSignal(() => progress.announce("Stopping after this step. Once more to stop at once."));
-  return { backend, progress, steps, seed, outputDir, stop, split: splitMessages(loadMessages(), { seed, validShare: 0.02, testShare: 0.05 }) };
+  return { backend, progress, steps, seed, outputDir, stop, split: splitMessages(loadMessages(), { seed, ...heldOut }) };
 }

@@ -64,7 +64,7 @@ function demoConfig(model: (typeof MODELS)[number], maxSteps: number, seed: numb
 
 export async function demo(options: Record<string, unknown>): Promise<void> {
   const quick = options["quick"] === true;
-  const { backend, progress, steps, seed, outputDir, stop, split } = beginDemo(options, FULL_STEPS, QUICK_STEPS);
+  const { backend, progress, steps, seed, outputDir, stop, split } = beginDemo(options, FULL_STEPS, QUICK_STEPS, { validShare: 0.02, testShare: 0.05 });
   const lines = (messages: readonly Message[]): string[] => messages.map(({ text }) => text);
   const languages = [...new Set(split.train.map(({ language }) => language))].sort();
   progress.note(`Text: ${split.train.length} messages in ${languages.length} languages; ${split.test.length} kept for testing, no translation of them is trained on.`);

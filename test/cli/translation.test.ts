@@ -120,7 +120,7 @@ test("demo translation trains both models for twelve pairs, reports each, and le
     expect(placeholders.expected).toBeGreaterThan(100);
   }
   // Equal but for the gates: W_g of both mixtures. (The shared expert and three others are as wide together as the dense layer.)
-  expect(models[1]!.ops_per_timestep - models[0]!.ops_per_timestep).toBe(2 * 128 * 32);
+  expect(models[1]!.ops_per_timestep - models[0]!.ops_per_timestep).toBe(2 * 64 * 32);
   const german = await run(["translate", "demo/moe", "Cannot find name '{0}'.", "--language", "de"], { cwd: root });
   expect(german.code, german.stderr).toBe(0);
   expect((await run(["translate", "demo/moe", "Cannot"], { cwd: root })).stderr).toBe('translate: expected --language, the one to translate into, got "none". The model knows several.\n');
