@@ -66,7 +66,7 @@ const MESSAGES = {
   hidden_size: 64,
   expert_hidden_size: 128,
   top_k: 4,
-  dropout: 0.05,
+  dropout: 0.1,
   batch_tokens: 1024,
   learning_rate: 5e-3,
   schedule: "linear",
