@@ -33,6 +33,7 @@ const VOCABULARY = 2048;
 const SHOWN = "MoE-32";
 const FULL_STEPS = 900;
 const QUICK_STEPS = 40;
+const HELD_OUT = { validShare: 0.02, testShare: 0.05 };
 
 function demoConfig(model: (typeof MODELS)[number], maxSteps: number, seed: number): TrainConfig {
   const rise = Math.max(1, Math.min(100, Math.floor(maxSteps / 4)));
@@ -64,7 +65,7 @@ function demoConfig(model: (typeof MODELS)[number], maxSteps: number, seed: numb
 
 export async function demo(options: Record<string, unknown>): Promise<void> {
   const quick = options["quick"] === true;
-  const { backend, progress, steps, seed, outputDir, stop, split } = beginDemo(options, FULL_STEPS, QUICK_STEPS, { validShare: 0.02, testShare: 0.05 });
+  const { backend, progress, steps, seed, outputDir, stop, split } = beginDemo(options, FULL_STEPS, QUICK_STEPS, HELD_OUT);
   const lines = (messages: readonly Message[]): string[] => messages.map(({ text }) => text);
   const languages = [...new Set(split.train.map(({ language }) => language))].sort();
   progress.note(`Text: ${split.train.length} messages in ${languages.length} languages; ${split.test.length} kept for testing, no translation of them is trained on.`);

@@ -54,11 +54,10 @@ const CAPTIONS = {
 } as const;
 
 /**
- * The compiler's messages in twelve directions: what `demo translation` trains. Models so narrow that capacity is what they lack, as the paper's are for its text:
- * twice as wide, both learn the few messages by heart, each of which comes in twelve directions, and experts first. Many small steps learn more than few large
- * ones: after as many tokens, perplexity was 21 with 1,024 a batch and 34 with 2,048. Against learning by heart the mixture has strictly
- * balanced gates in place of the noisy ones of the paper's multilingual model, a shared expert, a low rate for experts and label smoothing
- * (docs/results/translation-demo.md).
+ * The compiler's messages in twelve directions: what `demo translation` trains. So narrow, the models lack capacity, which experts give; 128 wide both learn by
+ * heart the few messages, each of which comes in twelve directions, and the mixture first. Against that it has strictly balanced gates in place of the noisy ones
+ * of the paper's multilingual model, a shared expert, a low rate for experts and label smoothing (docs/results/translation-demo.md). Many small steps learn more
+ * than few large ones: 128 wide and after as many tokens, perplexity was 21 with 1,024 a batch and 34 with 2,048.
  */
 const MESSAGES = {
   task: "translation",
