@@ -11,6 +11,7 @@ import { basename, join } from "node:path";
 import { checkInteger } from "../core/checks.js";
 import { ConfigError, expectation, FileError } from "../core/errors.js";
 import { fileError, fsyncFolder, makeFolder, quietly, temporaryWriter, writeFileAtomic } from "./atomic.js";
+import { isOtherProcess } from "./lock.js";
 import { crc32, SafetensorsFile, type StoredTensor, type TensorData, type TensorInfo, writeSafetensors } from "./safetensors.js";
 
 /** What a checkpoint keeps. Objects are plain JSON: numbers that are not finite are refused, as JSON would lose them. */
@@ -283,23 +284,13 @@ export function checkpointSteps(runDir: string): number[] {
 /** Deletes what killed saves and deletions left, half-written files of the run's folder too, and puts a checkpoint back whose replacement did not get into place. */
 function clearLeftovers(runDir: string, kinds = ["tmp", "old", "del"]): void {
   for (const name of readNames(runDir)) {
+    // A process that lives may be saving right now.
     const writer = temporaryWriter(name);
     if (writer !== undefined && kinds.includes("tmp") && !isOtherProcess(writer)) rmSync(join(runDir, name), { force: true });
     const [, target, kind, pid] = hiddenName.exec(name) ?? [];
     if (target === undefined || !kinds.includes(kind) || isOtherProcess(Number(pid))) continue;
     if (kind === "old" && !existsSync(join(runDir, target))) renameSync(join(runDir, name), join(runDir, target));
     else rmSync(join(runDir, name), { recursive: true, force: true });
-  }
-}
-
-/** Whether a process of that number lives and is not this one: it may be saving right now. */
-function isOtherProcess(pid: number): boolean {
-  if (pid === process.pid) return false;
-  try {
-    process.kill(pid, 0); // signal 0 only asks
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }
 

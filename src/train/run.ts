@@ -12,6 +12,7 @@ import { writeFileAtomic } from "./atomic.js";
 import { checkpointSteps, deleteCheckpoints, saveCheckpoint, type Checkpoint, type CheckpointContents } from "./checkpoint.js";
 import type { TrainConfig } from "./config.js";
 import { EarlyStopping } from "./early-stopping.js";
+import { lockFolder } from "./lock.js";
 import { MetricsWriter } from "./metrics.js";
 import { Progress } from "./progress.js";
 import { onAnyRank, several } from "./ranks.js";
@@ -130,8 +131,10 @@ export async function runTask<R extends StepFigures, E, M extends Module>(
   const inTheWay = writes(options) ? checkpointsInTheWay(config, options, checkpoint) : [];
   const run = new Run(config, makeTask(), texts, options);
   if (checkpoint) run.restore(checkpoint);
-  if (writes(options)) {
-    // Only now, when nothing can be wrong with the request any more, is anything touched.
+  if (!writes(options)) return run.go();
+  // Only now, when nothing can be wrong with the request any more, is anything touched.
+  const unlock = lockFolder(config.output_dir);
+  try {
     deleteCheckpoints(config.output_dir, inTheWay);
     const best = bestFolder(config);
     deleteCheckpoints(
@@ -139,8 +142,10 @@ export async function runTask<R extends StepFigures, E, M extends Module>(
       checkpointSteps(best).filter((step) => step > (checkpoint?.step ?? -1)),
     );
     writeFileAtomic(join(config.output_dir, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
+    return await run.go();
+  } finally {
+    unlock();
   }
-  return run.go();
 }
 
 /** Whether files are kept, and this rank is the one that writes them. */

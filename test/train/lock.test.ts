@@ -1,0 +1,95 @@
+/** One training at a time in a folder: who holds it is told, and what a killed run left is no hindrance. */
+
+import { spawn } from "node:child_process";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { hostname, tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeEach, describe, expect, test } from "vitest";
+import { defaultBackend } from "#sparsegate/tensor/default-backend.js";
+import { checkConfig } from "#sparsegate/train/config.js";
+import { lockFolder } from "#sparsegate/train/lock.js";
+import { train } from "#sparsegate/train/trainer.js";
+import { sentences, traces, until } from "../cli/helpers.js";
+
+const root = mkdtempSync(join(tmpdir(), "sparsegate-lock-"));
+const folder = join(root, "run");
+const file = join(folder, ".lock");
+afterAll(() => {
+  defaultBackend().dispose();
+  rmSync(root, { recursive: true });
+});
+beforeEach(() => rmSync(folder, { recursive: true, force: true }));
+
+/** The lock of another process, alive or not. */
+function leave(pid: number, host = hostname()): void {
+  lockFolder(folder)(); // makes the folder
+  writeFileSync(file, JSON.stringify({ pid, host }));
+}
+
+describe("lockFolder", () => {
+  test("holds a folder until it is let go", () => {
+    const unlock = lockFolder(folder);
+    expect(JSON.parse(readFileSync(file, "utf8"))).toEqual({ pid: process.pid, host: hostname() });
+    expect(() => lockFolder(folder)).toThrow(/--output-dir: expected a folder in which nothing else is training, got .*which this process holds/);
+    unlock();
+    expect(existsSync(file)).toBe(false);
+    lockFolder(folder)();
+  });
+
+  test("names the process that holds it", async () => {
+    const other = spawn(process.execPath, ["-e", "setInterval(() => {}, 1000)"]);
+    leave(other.pid!);
+    expect(() => lockFolder(folder)).toThrow(`process ${other.pid} holds`);
+    other.kill("SIGKILL");
+    await new Promise((done) => other.once("exit", done));
+    lockFolder(folder)(); // what it left does not count any more
+  });
+
+  test.skipIf(process.platform !== "linux")("passes over a process that has ended, and whose parent has not taken leave of it", async () => {
+    // What sh becomes waits for no child: the one it began stays a zombie.
+    const parent = spawn("sh", ["-c", "true & echo $!; exec sleep 60"]);
+    const pid = Number(await new Promise((done) => parent.stdout.once("data", done)));
+    await until(() => readFileSync(`/proc/${pid}/stat`, "utf8").includes(") Z "), { child: parent });
+    leave(pid);
+    lockFolder(folder)();
+    parent.kill();
+  });
+
+  test("passes over what another machine, a run of the same number, or a crash left", () => {
+    leave(process.ppid, "elsewhere.invalid");
+    lockFolder(folder)();
+    leave(process.pid);
+    lockFolder(folder)();
+    writeFileSync(file, '{"pid": 1');
+    lockFolder(folder)();
+    expect(existsSync(file)).toBe(false);
+  });
+});
+
+describe("training", () => {
+  const config = (): ReturnType<typeof checkConfig> =>
+    checkConfig(
+      { train: "(in memory)", tokenizer: "words", hidden_size: 8, batch_size: 4, time_steps: 6, max_steps: 2, output_dir: folder },
+      "the test",
+    );
+
+  test("is refused in a folder another holds, and nothing there changes", async () => {
+    (await train(config(), { train: sentences(40) })).model.dispose();
+    expect(existsSync(file)).toBe(false); // let go at the end
+    const before = traces(folder);
+    leave(process.ppid);
+    await expect(train(config(), { train: sentences(40) }, { overwrite: true })).rejects.toThrow(/which process \d+ holds/);
+    rmSync(file);
+    expect(traces(folder)).toEqual(before);
+  });
+
+  test("lets go of the folder when it fails", async () => {
+    const failing = train(config(), { train: sentences(40) }, {
+      onStep: () => {
+        throw new Error("from outside");
+      },
+    });
+    await expect(failing).rejects.toThrow("from outside");
+    expect(existsSync(file)).toBe(false);
+  });
+});
