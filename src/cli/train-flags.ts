@@ -105,6 +105,7 @@ export const TRAIN_FLAGS: readonly [heading: string, flags: readonly [flags: str
       ["--optimizer <name>", "adam or sgd"],
       ["--beta1 <x>", "Adam's beta1"],
       ["--beta2 <x>", "Adam's beta2"],
+      ["--weight-decay <x>", "Adam's decoupled weight decay, as AdamW has it (0)"],
       ["--learning-rate <x>", "peak learning rate"],
       ["--schedule <name>", "inverse-sqrt, linear (to 0 at --max-steps), constant or step"],
       ["--warmup-steps <n>", "steps of linear rise"],

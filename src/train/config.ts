@@ -62,6 +62,8 @@ export const trainConfigSchema = z.strictObject({
   optimizer: z.enum(["adam", "sgd"]).default("adam"),
   beta1: z.number().min(0).max(0.999999).default(0.9),
   beta2: z.number().min(0).max(0.99999999).default(0.999),
+  /** Of all parameters, apart from the gradient (Loshchilov & Hutter 2019): a step at rate r also takes r · weight_decay of each away. */
+  weight_decay: z.number().min(0).max(1).default(0),
   /** Factored second moments for expert matrices (App. D). */
   factored_experts: z.boolean().default(false),
   learning_rate: z.number().positive().default(3e-3),
@@ -223,6 +225,9 @@ function check(values: Record<string, unknown>, originOf: (key: string) => strin
         hint,
       ),
     );
+  }
+  if (config.optimizer === "sgd" && config.weight_decay > 0) {
+    throw new ConfigError(message("weight_decay", originOf("weight_decay"), "0 with --optimizer sgd", config.weight_decay, "It is Adam that has it."));
   }
   const warmup_steps = config.warmup_steps ?? Math.max(1, Math.min(200, Math.floor(config.max_steps / 10)));
   const complete = withTranslationDefaults({ ...config, warmup_steps });

@@ -80,7 +80,7 @@ export function makeOptimizer(config: TrainConfig, parameters: ReadonlyMap<strin
   const { gate_learning_rate_scale: gateScale = 1, expert_learning_rate_scale: expertScale = 1 } = config;
   const learningRateScale = (name: string): number => (isGate(name) ? gateScale : isOfMiddle(name) ? expertScale : 1);
   const factored = (name: string): boolean => config.factored_experts && isExpertMatrix(name);
-  const optimizer = config.optimizer === "sgd" ? new Sgd(parameters, { learningRateScale }) : new Adam(parameters, { beta1: config.beta1, beta2: config.beta2, factored, learningRateScale });
+  const optimizer = config.optimizer === "sgd" ? new Sgd(parameters, { learningRateScale }) : new Adam(parameters, { beta1: config.beta1, beta2: config.beta2, weightDecay: config.weight_decay, factored, learningRateScale });
   optimizer.prepare();
   return optimizer;
 }
