@@ -51,7 +51,7 @@ function searching(command: Command): Command {
     .option("--length-penalty <x>", "GNMT's alpha: more gives longer translations", number, 0.6)
     .option("--coverage-penalty <x>", "GNMT's beta: against source words that were not read", number, 0)
     .option("--batch-size <n>", "sentences at once", wholeNumber, 32)
-    .option("--checkpoint <which>", "best (by validation BLEU) or last", "best")
+    .option("--checkpoint <which>", "best (by validation perplexity) or last", "best")
     .option("--average <n>", "use the average of the last n checkpoints", wholeNumber);
 }
 

@@ -56,7 +56,7 @@ export async function trainTranslationRank(
       valid_perplexity: valid?.perplexity ?? null,
       valid_bleu: valid?.bleu ?? null,
       best_step: best?.step ?? null,
-      best_valid_bleu: best?.bleu ?? null,
+      best_valid_perplexity: best ? Math.exp(best.loss) : null,
       test_perplexity: test?.perplexity ?? null,
       test_bleu: test?.bleu ?? null,
       bleu_signature: (valid ?? test)?.texts[0]?.bleu.signature ?? null,

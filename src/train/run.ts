@@ -36,6 +36,12 @@ export interface StepFigures {
   tokens: number;
 }
 
+/** What an evaluation gives, whatever the task. */
+export interface EvaluationFigures {
+  /** Mean cross-entropy, nats per token: evaluations of the validation text are compared by it. */
+  loss: number;
+}
+
 /** What a step is told. */
 export interface StepOptions {
   learningRate: number;
@@ -44,7 +50,7 @@ export interface StepOptions {
 }
 
 /** What is trained: a model on its text, whose steps and evaluations the loop asks for. On ranks all do so at once. */
-export interface Task<R extends StepFigures, E, M extends Module = Module> {
+export interface Task<R extends StepFigures, E extends EvaluationFigures, M extends Module = Module> {
   readonly model: M;
   readonly optimizer: Optimizer;
   readonly tokenizer: Tokenizer;
@@ -67,8 +73,6 @@ export interface Task<R extends StepFigures, E, M extends Module = Module> {
   /** An evaluation that rests now and then, and can be given up. */
   evaluation(text: EvaluatedText): Generator<unknown, E>;
   evaluationMetrics(evaluation: E): Record<string, number>;
-  /** By which evaluations of the validation text are compared: lower is better. */
-  criterion(evaluation: E): number;
   /** What goes from step to step beside parameters and optimiser, where there is something: tensors, and other state as JSON, for checkpoints. */
   carried?(): (readonly [string, Tensor])[];
   state?(): Record<string, unknown>;
@@ -102,7 +106,7 @@ export interface RunResult<E, M extends Module = Module> {
   /** Targets, padding not counted, and seconds of training alone. */
   tokensPerSecond: number;
   seconds: number;
-  /** The step of the best validation text, where its model is kept, and its `Task.criterion`. */
+  /** The step at which the loss of the validation text was lowest, where its model is kept, and that loss. */
   best?: { step: number; loss: number };
   /** Of the last evaluation; that of a finished run is of its end, but the test text's with a patience, which is of the best step. */
   valid?: E;
@@ -118,7 +122,7 @@ type Texts = { readonly [text in EvaluatedText]?: unknown };
  * @param makeTask is called once nothing that can be seen before can be wrong with the request
  * @throws ConfigError, FileError, NonFiniteError (the last good checkpoint stays)
  */
-export async function runTask<R extends StepFigures, E, M extends Module>(
+export async function runTask<R extends StepFigures, E extends EvaluationFigures, M extends Module>(
   config: TrainConfig,
   texts: Texts,
   options: RunOptions<R, E>,
@@ -185,7 +189,7 @@ function bestFolder({ output_dir }: TrainConfig): string {
   return join(output_dir, BEST_FOLDER);
 }
 
-class Run<R extends StepFigures, E, M extends Module> {
+class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> {
   readonly #progress: Progress;
   #resumedAt: number | undefined;
   #savedAt = -1;
@@ -395,7 +399,7 @@ class Run<R extends StepFigures, E, M extends Module> {
       if (text !== "valid") continue;
       this.options.onEvaluation?.(task.optimizer.steps, evaluation);
       if (!task.keepsBest) continue;
-      if (this.#stopping.observe(task.optimizer.steps, task.criterion(evaluation))) this.#saveBest();
+      if (this.#stopping.observe(task.optimizer.steps, evaluation.loss)) this.#saveBest();
       // The end, which nobody knew of before: it is that of the test text too.
       if (this.#stopping.stops && this.texts.test && !this.#due.includes("test")) this.#due.push("test");
     }

@@ -117,10 +117,6 @@ class LanguageModelTask implements Task<StepResult, Evaluation, LanguageModel> {
     return { loss, perplexity };
   }
 
-  criterion({ loss }: Evaluation): number {
-    return loss;
-  }
-
   carried(): (readonly [string, Tensor])[] {
     const states = (this.#training.states ?? []).flatMap(({ h, c }, i) => [[`carry.${i}.h`, h] as const, [`carry.${i}.c`, c] as const]);
     for (const [, tensor] of states) tensor.shard = this.#lanes();

@@ -92,16 +92,16 @@ describe("a run on disk", () => {
   const config = configOf({ model: "MoE-4", top_k: 2, max_steps: 60, eval_steps: 10, save_steps: 10, hidden_size: 16 }, run);
   const datasets = makeTranslationDatasets(config, corpora());
 
-  test("learns, and keeps the model of the best validation BLEU beside the last ones", { timeout: 120_000 }, async () => {
+  test("learns, and keeps the model of the lowest validation loss beside the last ones", { timeout: 120_000 }, async () => {
     result = await trainTranslation(config, datasets);
     const records = readMetrics(join(run, "metrics.jsonl"));
     const losses = records.flatMap((record) => (typeof record["train/loss"] === "number" ? [record["train/loss"]] : []));
     expect(losses.at(-1)).toBeLessThan(0.8 * losses[0]!);
-    const scores = records.flatMap((record) => (typeof record["eval/bleu"] === "number" ? [[record.step, record["eval/bleu"]] as const] : []));
-    expect(scores).toHaveLength(6);
-    const highest = Math.max(...scores.map(([, bleu]) => bleu));
-    const best = scores.findLast(([, bleu]) => bleu === highest)!;
-    expect(result.best).toEqual({ step: best[0], bleu: best[1] });
+    const evaluated = records.flatMap((record) => (typeof record["eval/loss"] === "number" ? [[record.step, record["eval/loss"]] as const] : []));
+    expect(evaluated).toHaveLength(6);
+    const lowest = Math.min(...evaluated.map(([, loss]) => loss));
+    const best = evaluated.findLast(([, loss]) => loss === lowest)!;
+    expect(result.best).toEqual({ step: best[0], loss: best[1] });
     // That of the best before stays, in case a kill undoes this one.
     const kept = readdirSync(join(run, "best"));
     expect(kept).toContain(`checkpoint-${best[0]}`);
@@ -160,7 +160,7 @@ describe("a run on disk", () => {
   });
 });
 
-test("a patience ends it: so many evaluations without a higher BLEU, and the test text is that of the best step", { timeout: 60_000 }, async () => {
+test("a patience ends it: so many evaluations without a lower loss, and the test text is that of the best step", { timeout: 60_000 }, async () => {
   // Nothing is learnt, so that the first evaluation is never beaten.
   const config = configOf({ model: "LSTM", max_steps: 50, eval_steps: 2, patience: 3, learning_rate: 1e-30, schedule: "constant" }, join(root, "patience"));
   const { valid, ...rest } = makeTranslationDatasets(config, corpora());

@@ -16,7 +16,7 @@ import { isTranslation, translationModelConfig, type TranslationConfig } from ".
 
 /** Which checkpoint of a run is meant. */
 export interface Which {
-  /** best: the highest validation BLEU, or the last one where none was measured; last: the highest step. Default best. */
+  /** best: the lowest validation loss, or the last one where none was measured; last: the highest step. Default best. */
   checkpoint?: "best" | "last";
   /** The average of the parameters of so many last checkpoints, in place of one of them (Junczys-Dowmunt et al. 2016). */
   average?: number | undefined;

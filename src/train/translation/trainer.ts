@@ -17,10 +17,7 @@ import { translationEvaluationSteps, type EvaluationOptions, type TranslationEva
 import { PARTS, translationStep, type TranslationStep } from "./step.js";
 
 export type TranslationTrainOptions = RunOptions<TranslationStep, TranslationEvaluation>;
-export interface TranslationTrainResult extends Omit<RunResult<TranslationEvaluation, TranslationModel>, "best"> {
-  /** The step whose validation BLEU was highest, and that BLEU. */
-  best?: { step: number; bleu: number };
-}
+export type TranslationTrainResult = RunResult<TranslationEvaluation, TranslationModel>;
 
 /** @throws ConfigError, FileError, NonFiniteError (the last good checkpoint stays) */
 export async function trainTranslation(
@@ -29,9 +26,7 @@ export async function trainTranslation(
   options: TranslationTrainOptions = {},
   checkpoint?: Checkpoint,
 ): Promise<TranslationTrainResult> {
-  const { best, ...result } = await runTask(config, datasets, options, checkpoint, () => new TranslationTask(config, datasets, several(options.comm)));
-  // As `criterion` has it; not -0 for a BLEU of 0.
-  return { ...result, ...(best ? { best: { step: best.step, bleu: 0 - best.loss } } : {}) };
+  return runTask(config, datasets, options, checkpoint, () => new TranslationTask(config, datasets, several(options.comm)));
 }
 
 /** How a run's texts are evaluated. */
@@ -39,7 +34,10 @@ export function evaluationOptions(config: TranslationConfig, multilingual: boole
   return { batchTokens: config.batch_tokens, multilingual, beamSize: config.eval_beam_size, maxSourceTokens: config.max_source_tokens };
 }
 
-/** A translation model on its pairs. The model of the highest validation BLEU is kept. */
+/**
+ * A translation model on its pairs. The model of the lowest validation loss is kept: BLEU of a short text by greedy search is so noisy that its highest is
+ * often that of a worse model (docs/results/multi30k.md).
+ */
 class TranslationTask implements Task<TranslationStep, TranslationEvaluation, TranslationModel> {
   readonly model: TranslationModel;
   readonly optimizer: Optimizer;
@@ -102,10 +100,6 @@ class TranslationTask implements Task<TranslationStep, TranslationEvaluation, Tr
       }
     }
     return values;
-  }
-
-  criterion({ bleu }: TranslationEvaluation): number {
-    return -bleu;
   }
 }
 
