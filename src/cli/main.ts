@@ -48,7 +48,7 @@ function searching(command: Command): Command {
   return command
     .option("--language <code>", "language to translate into, for a model of several")
     .option("--beam-size <n>", "beams; 1 takes the likeliest token", wholeNumber, 4)
-    .option("--length-penalty <x>", "GNMT's alpha: more gives longer translations", number, 0.6)
+    .option("--length-penalty <x>", "GNMT's alpha: more gives longer translations", number, 1)
     .option("--coverage-penalty <x>", "GNMT's beta: against source words that were not read", number, 0)
     .option("--batch-size <n>", "sentences at once", wholeNumber, 32)
     .option("--checkpoint <which>", "best (by validation perplexity) or last", "best")

@@ -21,7 +21,7 @@ export interface BeamOptions {
   eosId: number;
   /** K, hypotheses of a sentence that go on at each step. 1 is greedy search. Default 4. */
   beamSize?: number;
-  /** α of lp(Y) = ((5 + |Y|) / 6)^α. Default 0.6; 0: none, and short translations win. */
+  /** α of lp(Y) = ((5 + |Y|) / 6)^α. Default 1; 0: none, and short translations win. */
   lengthPenalty?: number;
   /** β of cp(X, Y) = β·Σ_i log(min(Σ_j p_ij, 1)). Default 0: none. */
   coveragePenalty?: number;
@@ -98,7 +98,7 @@ export function coverage(attention: readonly ArrayLike<number>[], sourceLength: 
  * @throws ConfigError for an option out of range; NonFiniteError for a model that gives no probabilities
  */
 export function beamSearch(model: TranslationModel, batch: SourceBatch, options: BeamOptions): Hypothesis[][] {
-  const { eosId, beamSize: K = 4, lengthPenalty = 0.6, coveragePenalty = 0, maxLength = (n) => 2 * n + 10, nBest = 1, anyRank = (value) => value } = options;
+  const { eosId, beamSize: K = 4, lengthPenalty = 1, coveragePenalty = 0, maxLength = (n) => 2 * n + 10, nBest = 1, anyRank = (value) => value } = options;
   const where = "beamSearch";
   const V = model.config.vocabSize;
   checkInteger(where, "eosId", eosId, { min: 0, max: V - 1 });
