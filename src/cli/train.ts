@@ -7,7 +7,6 @@ import { defaultBackend } from "../tensor/default-backend.js";
 import { BatchStream } from "../text/batches.js";
 import type { Checkpoint } from "../train/checkpoint.js";
 import { mergeSources, resolveConfig, trainConfigSchema, type Sources, type TrainConfig } from "../train/config.js";
-import { checkUnlocked } from "../train/lock.js";
 import { planRun } from "../train/plan.js";
 import { Progress } from "../train/progress.js";
 import { changedCourse, checkSameModel, openCheckpoint, runFolder, tokenizerOf } from "../train/restore.js";
@@ -103,7 +102,6 @@ export function prepare(options: Options): Prepared {
 /** @throws ConfigError, FileError where the output folder cannot be used */
 function claimOutput({ config, checkpoint, overwrite }: Prepared): void {
   makeOutputFolder(config.output_dir);
-  checkUnlocked(config.output_dir);
   checkpointsInTheWay(config, { overwrite }, checkpoint);
 }
 

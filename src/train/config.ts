@@ -226,13 +226,12 @@ function check(values: Record<string, unknown>, originOf: (key: string) => strin
       ),
     );
   }
-  if (config.optimizer === "sgd" && config.weight_decay > 0) {
-    throw new ConfigError(message("weight_decay", originOf("weight_decay"), "0 with --optimizer sgd", config.weight_decay, "It is Adam that has it."));
-  }
   const warmup_steps = config.warmup_steps ?? Math.max(1, Math.min(200, Math.floor(config.max_steps / 10)));
   const complete = withTranslationDefaults({ ...config, warmup_steps });
   const wasSet = (key: string): boolean => values[key] !== undefined;
-  const useless = [...misplacedOptions(complete, wasSet, DEFAULTS), ...uselessOptions(complete, wasSet)];
+  const decays = complete.optimizer === "adam" || complete.weight_decay === 0;
+  const ofAdam = decays ? [] : [{ key: "weight_decay", expected: "0 with --optimizer sgd", hint: "It is Adam that has it." }];
+  const useless = [...misplacedOptions(complete, wasSet, DEFAULTS), ...uselessOptions(complete, wasSet), ...ofAdam];
   if (useless.length > 0) throw new ConfigError(useless.map(({ key, expected, hint }) => message(key, originOf(key), expected, values[key], hint)).join("\n"));
   // In the order of the schema, so that config.json does not depend on which values were given.
   return Object.fromEntries(

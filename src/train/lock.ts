@@ -18,16 +18,21 @@ const held = new Set<string>();
  */
 export function lockFolder(folder: string): () => void {
   const path = join(folder, LOCK_FILE);
-  const key = resolve(folder);
+  const lock = (): void => writeFileSync(path, JSON.stringify({ pid: process.pid, host: hostname() }), { flag: "wx" });
   try {
     makeFolder(folder);
-    checkUnlocked(folder);
-    rmSync(path, { force: true });
-    writeFileSync(path, JSON.stringify({ pid: process.pid, host: hostname() }), { flag: "wx" });
+    try {
+      lock();
+    } catch (error) {
+      if (errorCode(error) !== "EEXIST") throw error;
+      checkUnlocked(folder);
+      rmSync(path);
+      lock();
+    }
   } catch (error) {
-    if (errorCode(error) === "EEXIST") checkUnlocked(folder); // two began in the same moment
     throw error instanceof ConfigError ? error : fileError("--output-dir", path, "write", error);
   }
+  const key = resolve(folder);
   held.add(key);
   return () => {
     held.delete(key);

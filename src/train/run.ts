@@ -12,7 +12,7 @@ import { writeFileAtomic } from "./atomic.js";
 import { checkpointSteps, deleteCheckpoints, saveCheckpoint, type Checkpoint, type CheckpointContents } from "./checkpoint.js";
 import type { TrainConfig } from "./config.js";
 import { EarlyStopping } from "./early-stopping.js";
-import { lockFolder } from "./lock.js";
+import { checkUnlocked, lockFolder } from "./lock.js";
 import { MetricsWriter } from "./metrics.js";
 import { Progress } from "./progress.js";
 import { onAnyRank, several } from "./ranks.js";
@@ -158,9 +158,10 @@ const writes = ({ ephemeral, comm }: Pick<RunOptions<never, never>, "ephemeral" 
 /**
  * Steps of checkpoints in --output-dir that are none of this run's past: of an earlier run, or after the one resumed from. Left there, the next --resume
  * would go on from them, and they would not fit the metrics.
- * @throws ConfigError where there are some and `overwrite` is not set
+ * @throws ConfigError where there are some and `overwrite` is not set, or another run is training there
  */
 export function checkpointsInTheWay(config: TrainConfig, { overwrite = false }: { overwrite?: boolean }, checkpoint?: Checkpoint): number[] {
+  checkUnlocked(config.output_dir);
   const sameRun = checkpoint !== undefined && resolve(runFolder(checkpoint)) === resolve(config.output_dir);
   const steps = checkpointSteps(config.output_dir).filter((step) => !sameRun || step > checkpoint.step);
   if (steps.length === 0 || overwrite) return steps;

@@ -69,7 +69,7 @@ export async function inPairs<T>(jobs: readonly (() => Promise<T>)[]): Promise<T
 }
 
 /** Waits until `test` holds, and fails when it does not within the time or the child ends before. */
-export async function until(test: () => boolean, { child, stderr }: Pick<Started, "child"> & Partial<Started>, ms = 30_000): Promise<void> {
+export async function until(test: () => boolean, { child, stderr }: { child: ChildProcess; stderr?: () => string }, ms = 30_000): Promise<void> {
   const limit = Date.now() + ms;
   while (!test()) {
     if (Date.now() > limit) throw new Error("until: waited too long");

@@ -9,7 +9,7 @@ import { defaultBackend } from "#sparsegate/tensor/default-backend.js";
 import { checkConfig } from "#sparsegate/train/config.js";
 import { lockFolder } from "#sparsegate/train/lock.js";
 import { train } from "#sparsegate/train/trainer.js";
-import { sentences, traces, until } from "../cli/helpers.js";
+import { run, sentences, traces, until } from "../cli/helpers.js";
 
 const root = mkdtempSync(join(tmpdir(), "sparsegate-lock-"));
 const folder = join(root, "run");
@@ -55,6 +55,11 @@ describe("lockFolder", () => {
     parent.kill();
   });
 
+  test("says of a folder that cannot be one what is wrong", () => {
+    writeFileSync(folder, "");
+    expect(() => lockFolder(folder)).toThrow(/--output-dir: expected to write .*\.lock, got "(EEXIST|ENOTDIR): /);
+  });
+
   test("passes over what another machine, a run of the same number, or a crash left", () => {
     leave(process.ppid, "elsewhere.invalid");
     lockFolder(folder)();
@@ -64,6 +69,13 @@ describe("lockFolder", () => {
     lockFolder(folder)();
     expect(existsSync(file)).toBe(false);
   });
+});
+
+test("the command is refused before the text is read, and exits with 1", async () => {
+  leave(process.ppid);
+  const { code, stderr } = await run(["train", "--train", join(root, "absent.txt"), "--output-dir", folder]);
+  expect([code, stderr]).toEqual([1, expect.stringMatching(/^--output-dir: expected a folder in which nothing else is training, got ".*, which process \d+ holds"/)]);
+  expect(existsSync(file)).toBe(true);
 });
 
 describe("training", () => {

@@ -30,9 +30,8 @@ const PAPER_EXPERT = { expert_hidden_size: 2048 } as const;
 
 /**
  * Multi30k's 29,000 captions. The half hour that 256 units take for ten passes is enough for 35 of so narrow a model, with other subwords in each so that it does
- * not learn them by heart, and the BLEU of both is higher for it. Experts of 192 of which a position uses 4 cost what the dense
- * layer of 768 costs. A rate that falls to nothing gave half a point of BLEU in fewer steps, and both models learn faster without the sigmoid, experts the more
- * (docs/results/multi30k.md).
+ * not learn them by heart, and the BLEU of both is higher for it. Experts of 192 of which a position uses 4 cost what the dense layer of 768 costs. A rate that
+ * falls to nothing gave half a point of BLEU in fewer steps, and both models learn faster without the sigmoid, experts the more (docs/results/multi30k.md).
  */
 const CAPTIONS = {
   task: "translation",
