@@ -46,9 +46,11 @@ describe("lockFolder", () => {
   });
 
   test.skipIf(process.platform !== "linux")("passes over a process that has ended, and whose parent has not taken leave of it", async () => {
-    // What sh becomes waits for no child: the one it began stays a zombie.
-    const parent = spawn("sh", ["-c", "true & echo $!; exec sleep 60"]);
+    // What sh becomes waits for no child, and the one it began stays a zombie; killed before, sh might still take leave of it.
+    const parent = spawn("sh", ["-c", "sleep 60 & echo $!; exec sleep 60"]);
     const pid = Number(await new Promise((done) => parent.stdout.once("data", done)));
+    await until(() => readFileSync(`/proc/${parent.pid}/comm`, "utf8") === "sleep\n", { child: parent });
+    process.kill(pid, "SIGKILL");
     await until(() => readFileSync(`/proc/${pid}/stat`, "utf8").includes(") Z "), { child: parent });
     leave(pid);
     lockFolder(folder)();
