@@ -30,6 +30,7 @@ export const TRAIN_FLAGS: readonly [heading: string, flags: readonly [flags: str
       ["--embeddings <kind>", "tied to the softmax, or shared by source and target alone (tied)"],
       ["--label-smoothing <x>", "share of the probability for all other words (0)"],
       ["--bpe-dropout <x>", "share of subword merges left out in training, by chance: each epoch has other subwords (0)"],
+      ["--word-dropout <x>", "share of tokens whose embedding is left out in training, by chance, on either side (0)"],
       ["--batch-tokens <n>", "sentences times the longest of them (2048)"],
       ["--sampling-temperature <x>", "of several --pairs: more has those with little text come more often (1: as often as their text)"],
       ["--max-source-tokens <n>", "longest source in training (100)"],

@@ -14,13 +14,13 @@ import { smoothedCrossEntropy } from "../nn/label-smoothing.js";
 import { Dropout, Embedding, Lstm } from "../nn/layers.js";
 import { Module, parameter, type RunContext } from "../nn/module.js";
 import type { AttentionMemory } from "../tensor/ops/attentive-lstm.js";
-import { add, sigmoid } from "../tensor/ops/elementwise.js";
+import { add, mul, sigmoid } from "../tensor/ops/elementwise.js";
 import type { LstmState } from "../tensor/ops/lstm.js";
 import { moveBack, moveRows, type RowMove } from "../tensor/ops/rows.js";
 import { reshape } from "../tensor/ops/shape.js";
 import { scope } from "../tensor/scope.js";
 import { noGrad } from "../tensor/tape.js";
-import { empty, tensor, type Tensor } from "../tensor/tensor.js";
+import { empty, full, tensor, type Tensor } from "../tensor/tensor.js";
 import { FeedForward, makeMoE, type MiddleConfig } from "./language-model.js";
 import { explainNonFinite, type LayerWatch } from "./non-finite.js";
 
@@ -39,6 +39,8 @@ export interface TranslationModelConfig {
   middle: MiddleConfig;
   /** On the output of embedding, LSTM and MoE. */
   dropout: number;
+  /** Probability of a token, of the source or of what the decoder reads, to come without its embedding in training (Sennrich and Zhang 2019). Left out: 0, as in the paper. */
+  wordDropout?: number;
   /** Sigmoid on the MoE's output (App. E). */
   sigmoid: boolean;
   /** Add the input of each LSTM and MoE to its output. */
@@ -119,6 +121,7 @@ export class TranslationModel extends Module {
   /** (V) */
   readonly softmaxBias: Tensor;
   readonly #dropouts: ReadonlyMap<string, Dropout>;
+  readonly #wordDropouts: { readonly encoder: Dropout; readonly decoder: Dropout };
 
   /**
    * @param comm spreads the experts of both mixtures over its ranks, see `MoEOptions.comm`
@@ -128,12 +131,13 @@ export class TranslationModel extends Module {
     super();
     this.config = config;
     const where = "TranslationModel";
-    const { vocabSize, hiddenSize, lstmSize, attentionSize, attention, middle, dropout, labelSmoothing, tied, seed } = config;
+    const { vocabSize, hiddenSize, lstmSize, attentionSize, attention, middle, dropout, wordDropout = 0, labelSmoothing, tied, seed } = config;
     checkInteger(where, "vocabSize", vocabSize, { min: 2 });
     checkInteger(where, "hiddenSize", hiddenSize, { min: 1 });
     checkInteger(where, "lstmSize", lstmSize, { min: 1 });
     checkInteger(where, "attentionSize", attentionSize, { min: 1 });
     checkNumber(where, "dropout", dropout, { min: 0, max: 0.99 });
+    checkNumber(where, "wordDropout", wordDropout, { min: 0, max: 0.99 });
     checkNumber(where, "labelSmoothing", labelSmoothing, { min: 0, max: 0.999 });
     if (middle.kind === "lstm") throw new ConfigError(expectation(where, "a middle moe, dense or none", middle.kind));
     const makeMiddle = (name: string): MoE | FeedForward | undefined => {
@@ -152,6 +156,7 @@ export class TranslationModel extends Module {
     this.softmaxWeight = tied ? undefined : parameter("softmaxWeight", [vocabSize, hiddenSize], { kind: "normal", std: 1 / Math.sqrt(hiddenSize) }, seed);
     this.softmaxBias = parameter("softmaxBias", [vocabSize], { kind: "zeros" }, seed);
     this.#dropouts = new Map(DROPOUTS.map((name) => [name, new Dropout(dropout, name)]));
+    this.#wordDropouts = { encoder: new Dropout(wordDropout, "encoder.words"), decoder: new Dropout(wordDropout, "decoder.words") };
   }
 
   /** The encoder's mixture, then the decoder's, where there are some. */
@@ -165,7 +170,7 @@ export class TranslationModel extends Module {
     const lanes = new Lanes(sourceLengths, S, whole && { first: whole.first, lengths: whole.sourceLengths });
     const inLanes = withRowIds(context, lanes.rowIds());
     const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `encoder.${layer}`, inLanes, watch);
-    const x0 = drop(this.embedding.forward(tensor(sources, [S, B], "int32")), "embedding");
+    const x0 = drop(this.#words("encoder", tensor(sources, [S, B], "int32"), inLanes), "embedding");
     const x1 = this.#residual(drop(this.bidirectional.forward(x0, lanes), "lstm.0"), x0);
     const x2 = this.#residual(drop(this.encoderLstm[0].forward(x1).output, "lstm.1"), x1);
     const { output: x3, routed } = this.#middle("encoder", this.encoderMiddle, x2, lanes.packing(), withRowIds(context, lanes.packedRowIds()), watch);
@@ -186,7 +191,7 @@ export class TranslationModel extends Module {
   ): { output: Tensor; state: DecoderState; attention: Tensor; routed?: RoutedLayer } {
     const inLanes = withRowIds(context, lanes?.rowIds());
     const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `decoder.${layer}`, inLanes, watch);
-    const y0 = drop(this.embedding.forward(inputs), "embedding");
+    const y0 = drop(this.#words("decoder", inputs, inLanes), "embedding");
     const attended = this.attentive.forward(y0, memory, state?.[0]);
     const y1 = this.#residual(drop(attended.output, "lstm.0"), y0);
     const { output: y2, routed } = this.#middle("decoder", this.decoderMiddle, y1, lanes?.packing(), withRowIds(context, lanes?.packedRowIds()), watch);
@@ -244,6 +249,15 @@ export class TranslationModel extends Module {
 
   get #classes(): Tensor {
     return this.softmaxWeight ?? this.embedding.weight;
+  }
+
+  /** Embeddings (T, B, D) of ids (T, B): in training those of some are zero, and the rest larger. */
+  #words(part: "encoder" | "decoder", ids: Tensor, context: RunContext): Tensor {
+    const embedded = this.embedding.forward(ids);
+    const { [part]: dropout } = this.#wordDropouts;
+    if (!context.training || dropout.rate === 0) return embedded;
+    const kept = dropout.forward(full([ids.size, 1], 1, "float32", embedded.backend), context);
+    return mul(embedded, reshape(kept, [...ids.shape, 1]));
   }
 
   #drop(x: Tensor, layer: string, context: RunContext, watch: LayerWatch): Tensor {

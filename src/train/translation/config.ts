@@ -31,6 +31,8 @@ export const translationFields = {
   label_smoothing: z.number().min(0).max(0.99).optional(),
   /** Probability of leaving out a merge of byte pairs in training, so that each epoch has other subwords. Default 0. */
   bpe_dropout: z.number().min(0).max(1).optional(),
+  /** Probability of a token to come without its embedding in training, on either side. Default 0. */
+  word_dropout: z.number().min(0).max(0.99).optional(),
   /** Batch size times the longer of source and target. Default 2048: enough rows for each expert, few enough for two cores. */
   batch_tokens: z
     .number()
@@ -49,7 +51,7 @@ export const translationFields = {
 
 /** A configuration of a translation run: nothing is left out. */
 export type TranslationConfig = TrainConfig &
-  Required<Pick<TrainConfig, "attention" | "attention_size" | "embeddings" | "label_smoothing" | "bpe_dropout" | "batch_tokens" | "sampling_temperature" | "max_source_tokens" | "max_target_tokens" | "eval_beam_size">>;
+  Required<Pick<TrainConfig, "attention" | "attention_size" | "embeddings" | "label_smoothing" | "bpe_dropout" | "word_dropout" | "batch_tokens" | "sampling_temperature" | "max_source_tokens" | "max_target_tokens" | "eval_beam_size">>;
 
 /** What a language model has and a translation model has not, with what to do instead. */
 const OF_LANGUAGE_MODELS: Readonly<Record<string, string>> = {
@@ -73,6 +75,7 @@ export function withTranslationDefaults<C extends Partial<TrainConfig> & Pick<Tr
     embeddings: config.embeddings ?? "tied",
     label_smoothing: config.label_smoothing ?? 0,
     bpe_dropout: config.bpe_dropout ?? 0,
+    word_dropout: config.word_dropout ?? 0,
     batch_tokens: config.batch_tokens ?? 2048,
     sampling_temperature: config.sampling_temperature ?? 1,
     max_source_tokens: config.max_source_tokens ?? 100,
@@ -123,6 +126,7 @@ export function translationModelConfig(config: TranslationConfig, vocabSize: num
     attention: config.attention,
     middle,
     dropout: config.dropout,
+    wordDropout: config.word_dropout,
     sigmoid: config.sigmoid && middle.kind !== "none",
     residual: config.residual,
     tied: config.embeddings === "tied",

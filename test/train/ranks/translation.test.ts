@@ -52,7 +52,7 @@ const kinds: Record<string, object> = {
   "strictly balanced, label smoothing": { model: "MoE-4", gate: "strictly-balanced", top_k: 2, label_smoothing: 0.1 },
   "hierarchical, softmax of its own": { model: "MoE-6", branching: 3, embeddings: "shared", lstm_size: 12 },
   "Switch with capacity": { model: "MoE-4", gate: "switch", capacity_factor: 1.1 },
-  dense: { model: "MoE-1-Wide" },
+  "dense, words left out": { model: "MoE-1-Wide", word_dropout: 0.2 },
 };
 
 describe.each(Object.keys(kinds))("%s", (kind) => {
