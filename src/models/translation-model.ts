@@ -254,7 +254,7 @@ export class TranslationModel extends Module {
   /** Embeddings (T, B, D) of ids (T, B): in training those of some are zero, and the rest larger. */
   #words(part: "encoder" | "decoder", ids: Tensor, context: RunContext): Tensor {
     const embedded = this.embedding.forward(ids);
-    const { [part]: dropout } = this.#wordDropouts;
+    const dropout = this.#wordDropouts[part];
     if (!context.training || dropout.rate === 0) return embedded;
     const kept = dropout.forward(full([ids.size, 1], 1, "float32", embedded.backend), context);
     return mul(embedded, reshape(kept, [...ids.shape, 1]));
