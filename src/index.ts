@@ -40,7 +40,9 @@ export { constant, inverseSquareRoot, linearDecay, stepDecay, type Schedule } fr
 export { clipScale, globalNorm } from "./optim/clip.js";
 export { FeedForward, LanguageModel, type LanguageModelConfig, type LanguageModelOutput, type MiddleConfig, type MoeMiddle } from "./models/language-model.js";
 export {
+  CONTEXT_TARGETS,
   TranslationModel,
+  type ContextTarget,
   type DecoderState,
   type RoutedLayer,
   type SourceBatch,

@@ -96,11 +96,11 @@ export function computeCost(config: LanguageModelConfig): Cost {
  * out, as it depends on the lengths: A + D for each.
  */
 export function translationCost(config: TranslationModelConfig): Cost {
-  const { hiddenSize: D, lstmSize: H, attentionSize: A, middle } = config;
+  const { hiddenSize: D, lstmSize: H, attentionSize: A, contextTo, middle } = config;
   const projection = H === D ? undefined : D;
   const lstms = 2 * lstmCost(D, H, D) + 4 * lstmCost(D, H, projection);
-  // Gates are fed what was read; keys once a source position, and queries.
-  const attention = 4 * H * D + 2 * D * A;
+  // Gates are fed what was read, and the layers above where it goes to all; keys once a source position, and queries.
+  const attention = 4 * H * D + (contextTo === "all" ? D * D : 0) + 2 * D * A;
   const between = middleCost(middle, D);
   return { opsPerTimestep: lstms + attention + 2 * between.opsPerTimestep, parameters: lstms + attention + A + 2 * between.parameters };
 }

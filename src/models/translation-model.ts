@@ -4,7 +4,7 @@
  */
 
 import type { Communicator } from "../comm/communicator.js";
-import { checkInteger, checkNumber } from "../core/checks.js";
+import { checkInteger, checkNumber, checkOneOf } from "../core/checks.js";
 import { ConfigError, type NonFiniteError, expectation } from "../core/errors.js";
 import { MoE, type MoEOutput } from "../moe/layer.js";
 import { addLosses } from "../moe/losses.js";
@@ -16,6 +16,7 @@ import { Module, parameter, type RunContext } from "../nn/module.js";
 import type { AttentionMemory } from "../tensor/ops/attentive-lstm.js";
 import { add, mul, sigmoid } from "../tensor/ops/elementwise.js";
 import type { LstmState } from "../tensor/ops/lstm.js";
+import { matmul } from "../tensor/ops/products.js";
 import { moveBack, moveRows, type RowMove } from "../tensor/ops/rows.js";
 import { reshape } from "../tensor/ops/shape.js";
 import { scope } from "../tensor/scope.js";
@@ -23,6 +24,12 @@ import { noGrad } from "../tensor/tape.js";
 import { empty, full, tensor, type Tensor } from "../tensor/tensor.js";
 import { FeedForward, makeMoE, type MiddleConfig } from "./language-model.js";
 import { explainNonFinite, type LayerWatch } from "./non-finite.js";
+
+/** The decoder's layers that are fed what attention read. */
+export type ContextTarget = "first" | "all";
+
+/** All values of `ContextTarget`. */
+export const CONTEXT_TARGETS: readonly ContextTarget[] = ["first", "all"];
 
 /** Sizes and regularisation of a `TranslationModel`. */
 export interface TranslationModelConfig {
@@ -35,6 +42,8 @@ export interface TranslationModelConfig {
   /** A, width of the attention's keys and queries. */
   attentionSize: number;
   attention: AttentionKind;
+  /** The decoder's layers that are fed what attention read: the first, as in the paper, or all, as in GNMT (Wu et al. 2016). Left out: first. */
+  contextTo?: ContextTarget;
   /** Between encoder layers 2 and 3, and once more between decoder layers 1 and 2: of each kind but `lstm`. */
   middle: MiddleConfig;
   /** On the output of embedding, LSTM and MoE. */
@@ -116,6 +125,8 @@ export class TranslationModel extends Module {
   readonly attentive: AttentiveLstm;
   readonly decoderMiddle: MoE | FeedForward | undefined;
   readonly decoderLstm: Lstm;
+  /** (D, D) of what attention read, added to what the layers above the first take; with contextTo "all". */
+  readonly upperContext: Tensor | undefined;
   /** (V, D), unless it is the embedding. */
   readonly softmaxWeight: Tensor | undefined;
   /** (V) */
@@ -132,6 +143,7 @@ export class TranslationModel extends Module {
     this.config = config;
     const where = "TranslationModel";
     const { vocabSize, hiddenSize, lstmSize, attentionSize, attention, middle, dropout, wordDropout = 0, labelSmoothing, tied, seed } = config;
+    const contextTo = checkOneOf(where, "contextTo", config.contextTo ?? "first", CONTEXT_TARGETS);
     checkInteger(where, "vocabSize", vocabSize, { min: 2 });
     checkInteger(where, "hiddenSize", hiddenSize, { min: 1 });
     checkInteger(where, "lstmSize", lstmSize, { min: 1 });
@@ -153,7 +165,9 @@ export class TranslationModel extends Module {
     this.attentive = new AttentiveLstm({ ...sizes, name: "attentive", memorySize: hiddenSize, attentionSize, kind: attention });
     this.decoderMiddle = makeMiddle("decoderMiddle");
     this.decoderLstm = new Lstm({ ...sizes, name: "decoderLstm" });
-    this.softmaxWeight = tied ? undefined : parameter("softmaxWeight", [vocabSize, hiddenSize], { kind: "normal", std: 1 / Math.sqrt(hiddenSize) }, seed);
+    const square = { kind: "normal", std: 1 / Math.sqrt(hiddenSize) } as const;
+    this.upperContext = contextTo === "all" ? parameter("upperContext", [hiddenSize, hiddenSize], square, seed) : undefined;
+    this.softmaxWeight = tied ? undefined : parameter("softmaxWeight", [vocabSize, hiddenSize], square, seed);
     this.softmaxBias = parameter("softmaxBias", [vocabSize], { kind: "zeros" }, seed);
     this.#dropouts = new Map(DROPOUTS.map((name) => [name, new Dropout(dropout, name)]));
     this.#wordDropouts = { encoder: new Dropout(wordDropout, "encoder.words"), decoder: new Dropout(wordDropout, "decoder.words") };
@@ -193,7 +207,8 @@ export class TranslationModel extends Module {
     const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `decoder.${layer}`, inLanes, watch);
     const y0 = drop(this.#words("decoder", inputs, inLanes), "embedding");
     const attended = this.attentive.forward(y0, memory, state?.[0]);
-    const y1 = this.#residual(drop(attended.output, "lstm.0"), y0);
+    const attentive = this.#residual(drop(attended.output, "lstm.0"), y0);
+    const y1 = this.upperContext ? add(attentive, matmul(attended.contexts, this.upperContext)) : attentive;
     const { output: y2, routed } = this.#middle("decoder", this.decoderMiddle, y1, lanes?.packing(), withRowIds(context, lanes?.packedRowIds()), watch);
     const last = this.decoderLstm.forward(y2, state?.[1]);
     const y3 = this.#residual(drop(last.output, "lstm.1"), y2);

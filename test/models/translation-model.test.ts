@@ -5,7 +5,7 @@ import { ReferenceBackend } from "#sparsegate/backend/reference/index.js";
 import { streamId } from "#sparsegate/core/random.js";
 import { translationCost, translationParameters } from "#sparsegate/models/cost.js";
 import type { MiddleConfig } from "#sparsegate/models/language-model.js";
-import { TranslationModel, type DecoderState, type TranslationBatch, type TranslationModelConfig } from "#sparsegate/models/translation-model.js";
+import { CONTEXT_TARGETS, TranslationModel, type DecoderState, type TranslationBatch, type TranslationModelConfig } from "#sparsegate/models/translation-model.js";
 import { Lanes } from "#sparsegate/nn/bidirectional.js";
 import { clipScale } from "#sparsegate/optim/clip.js";
 import { Adam } from "#sparsegate/optim/optimizers.js";
@@ -74,6 +74,7 @@ describe("TranslationModel on the float64 reference", () => {
   it.each([
     ["tied, smoothed, additive attention, projected", { tied: true, labelSmoothing: 0.1, attention: "additive", lstmSize: 4 }],
     ["words left out", { wordDropout: 0.4 }],
+    ["context to all layers, projected", { contextTo: "all", lstmSize: 4 }],
     ["without sigmoid and residuals", { sigmoid: false, residual: false }],
   ] as const)("has the gradients of finite differences: %s", (_, change) => {
     const model = build(MIDDLES["dense"]!, change);
@@ -96,6 +97,7 @@ describe("TranslationModel on the float64 reference", () => {
   it("refuses LSTM layers in the middle, and rates out of range", () => {
     expect(() => build({ kind: "lstm", layers: 2 })).toThrow('TranslationModel: expected a middle moe, dense or none, got "lstm".');
     expect(() => build({ kind: "none" }, { wordDropout: 1 })).toThrow("TranslationModel: expected wordDropout to be a finite number from 0 to 0.99, got 1.");
+    expect(() => build({ kind: "none" }, { contextTo: "last" as "all" })).toThrow('TranslationModel: expected contextTo to be one of first, all, got "last".');
     expect(() => build({ kind: "none" }, { labelSmoothing: 1 })).toThrow("TranslationModel: expected labelSmoothing to be a finite number from 0 to 0.999, got 1.");
     expect(() => build({ kind: "moe", numExperts: 4, topK: [2, 2] })).toThrow("TranslationModel: expected numExperts and topK of as many levels");
   });
@@ -139,8 +141,8 @@ for (const { name: backendName, make } of BACKENDS) {
     });
 
     it("is App. E: three encoder layers, two of the decoder, a mixture in each over what is no padding, everything dropped and added to its input", () => {
-      for (const [name, context] of [["moe", EVALUATION], ["moe", TRAINING], ["dense", TRAINING], ["none", EVALUATION]] as const) {
-        const model = build(MIDDLES[name]!);
+      for (const [name, context, contextTo] of [["moe", EVALUATION, "first"], ["moe", TRAINING, "first"], ["dense", TRAINING, "first"], ["dense", TRAINING, "all"], ["none", EVALUATION, "first"]] as const) {
+        const model = build(MIDDLES[name]!, { contextTo });
         const { sources, sourceLengths, inputs, targets } = batchOf(PAIRS);
         const [S, T, B] = [3, 4, 2];
         const drop = (y: Tensor, layer: string): Tensor =>
@@ -162,7 +164,17 @@ for (const { name: backendName, make } of BACKENDS) {
         x = join(model.encoderLstm[1].forward(x).output, x, "encoder.lstm.2");
         const memory = model.attentive.memory(x, lanes.attentionBias());
         let y = drop(ids(inputs, T), "decoder.embedding");
-        y = join(model.attentive.forward(y, memory).output, y, "decoder.lstm.0");
+        const attended = model.attentive.forward(y, memory);
+        y = join(attended.output, y, "decoder.lstm.0");
+        if (contextTo === "all") {
+          // What is read is the sum of the memory's values by how much of each.
+          const [weights, values] = [list(attended.weights), list(x)];
+          const context = sg.tensor(Array.from({ length: T * B * D }, (_, i) => {
+            const [row, d, b] = [Math.floor(i / D), i % D, Math.floor(i / D) % B];
+            return Array.from({ length: S }, (_, s) => weights[row * S + s]! * values[(s * B + b) * D + d]!).reduce((sum, v) => sum + v, 0);
+          }), [T, B, D]);
+          y = sg.add(y, sg.matmul(context, model.upperContext!));
+        }
         y = middle(y, model.decoderMiddle, Int32Array.of(2, 4), T, "decoder.middle");
         y = join(model.decoderLstm.forward(y).output, y, "decoder.lstm.1");
         const want = sg.linearCrossEntropy(sg.reshape(y, [-1, D]), model.softmaxWeight!, model.softmaxBias, sg.tensor(targets, [T * B], "int32"));
@@ -180,8 +192,8 @@ for (const { name: backendName, make } of BACKENDS) {
       }
     });
 
-    it("decodes a step at a time as it does at once", () => {
-      const model = build(MIDDLES["moe"]!);
+    it.each(CONTEXT_TARGETS)("decodes a step at a time as it does at once, context to %s", (contextTo) => {
+      const model = build(MIDDLES["moe"]!, { contextTo });
       const batch = batchOf(PAIRS);
       const { memory } = model.encode(batch);
       const inputs = sg.tensor(batch.inputs, [4, 2], "int32");
@@ -245,15 +257,16 @@ describe("the cost of a translation model", () => {
   it("counts the parameters that a model has, but for biases, embedding and softmax, and multiply-adds by hand", () => {
     for (const middle of Object.values(MIDDLES)) {
       for (const lstmSize of [D, 5]) {
-        const model = build(middle, { lstmSize, attention: "additive" });
+        const model = build(middle, { lstmSize, attention: "additive", contextTo: lstmSize === D ? "all" : "first" });
         const inner = [...model.namedParameters()].filter(([name]) => !/^(embedding|softmax)|bias$/i.test(name));
         expect(translationCost(model.config).parameters).toBe(inner.reduce((s, [, p]) => s + p.size, 0));
         expect(translationParameters(model.config)).toBe(model.numParameters());
-        expect(translationParameters({ ...model.config, tied: true })).toBe(build(middle, { lstmSize, tied: true }).numParameters());
+        expect(translationParameters({ ...model.config, tied: true })).toBe(build(middle, { ...model.config, tied: true }).numParameters());
       }
     }
     const { config } = build(MIDDLES["dense"]!, { lstmSize: 5 });
     // Six LSTMs of 5 units, projected to 3; what is read into the gates; U and W; two feed-forward networks of 4.
     expect(translationCost(config).opsPerTimestep).toBe(6 * (4 * 5 * (3 + 3) + 5 * 3) + 4 * 5 * 3 + 2 * 3 * 2 + 2 * (2 * 3 * 4));
+    expect(translationCost({ ...config, contextTo: "all" }).opsPerTimestep).toBe(translationCost(config).opsPerTimestep + 3 * 3);
   });
 });

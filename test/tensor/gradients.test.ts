@@ -344,7 +344,8 @@ for (const [T, projected, additive] of [
       const v = additive ? rest.at(-1)! : undefined;
       const padding = sg.tensor([0, 0, 0, 0, 0, 0, -1e30, -1e30], [2, 4]);
       const weights = { inputWeight, recurrentWeight, bias, projection, contextWeight, queryWeight };
-      return sg.attentiveLstm(x, weights, { values, keys, bias: padding, v }, stateOf(2, P, 4)).output;
+      const { output, contexts } = sg.attentiveLstm(x, weights, { values, keys, bias: padding, v }, stateOf(2, P, 4));
+      return sg.concat([output, contexts], 2);
     },
   );
 }

@@ -7,8 +7,9 @@
 import type { Buf } from "../../backend/backend.js";
 import { TensorError } from "../../core/errors.js";
 import { checkOperands } from "../shapes.js";
-import { needsGrad, record } from "../tape.js";
+import { needsGrad, noGrad, record } from "../tape.js";
 import { empty, sameShape, zeros, type Tensor } from "../tensor.js";
+import { concat, slice } from "./shape.js";
 import { scorer } from "./attention-scores.js";
 import type { LstmState, LstmWeights } from "./lstm.js";
 
@@ -40,6 +41,8 @@ export interface AttentiveLstmOutput {
   state: LstmState;
   /** (T, B, S) how much of each position a step read; detached from the tape. */
   weights: Tensor;
+  /** (T, B, C) what each step read. */
+  contexts: Tensor;
 }
 
 /**
@@ -125,8 +128,12 @@ export function attentiveLstm(x: Tensor, weights: AttentiveLstmWeights, memory: 
   backend.copy(T > 0 ? step(cells, T - 1, H) : first.c.buffer, end.c.buffer, B * H);
 
   const inputs = [x, inputWeight, recurrentWeight, bias, contextWeight, queryWeight, values, keys, ...(projection ? [projection] : []), ...(v ? [v] : [])];
-  if (!needsGrad(...inputs)) return { output, state: end, weights: read };
-  record("attentiveLstm", output, inputs, (dy, needs) => {
+  if (!needsGrad(...inputs)) return { output, state: end, weights: read, contexts };
+  // A node of the tape has one output.
+  const joined = noGrad(() => concat([output, contexts], 2));
+  record("attentiveLstm", joined, inputs, (dJoined, needs) => {
+    const dy = slice(dJoined, 2, 0, P);
+    const dRead = slice(dJoined, 2, P, P + C);
     const dGates = empty([T, B, 4 * H], "float32", backend);
     const dContexts = empty([T, B, C], "float32", backend);
     const dScores = empty([T, B, S], "float32", backend);
@@ -143,6 +150,7 @@ export function attentiveLstm(x: Tensor, weights: AttentiveLstmWeights, memory: 
       if (projection && dHidden) backend.gemm(false, true, B, H, P, 1, dh, P, projection.buffer, P, 0, dHidden.buffer, H);
       backend.lstmCellGrad(step(gates, t, 4 * H), step(cPrevious, t, H), step(cells, t, H), dHidden ? dHidden.buffer : dh, dc.buffer, dGate, B, H);
       backend.gemm(false, true, B, C, 4 * H, 1, dGate, 4 * H, contextWeight.buffer, 4 * H, 0, dContext, C);
+      backend.binary("add", dContext, all(B * C), step(dRead, t, C), all(B * C), dContext, B * C);
       backend.gemmBatched(B, false, true, 1, S, C, 1, dContext, C, C, values.buffer, B * C, C, 0, dWeights.buffer, S, S);
       backend.softmaxGrad(step(read, t, S), dWeights.buffer, dScore, B, S);
       scoreGradient.step(t, dScore, dQuery);
@@ -170,5 +178,5 @@ export function attentiveLstm(x: Tensor, weights: AttentiveLstmWeights, memory: 
     return [dx, product(x, D, dGates, 4 * H), product(hPrevious, P, dGates, 4 * H), dBias, product(contexts, C, dGates, 4 * H), product(hPrevious, P, dQueries, A), dValues, dKeys,
       ...(projection && hidden ? [product(hidden, H, dOut, P)] : []), ...(dV ? [dV] : [])];
   });
-  return { output, state: end, weights: read };
+  return { output: slice(joined, 2, 0, P), state: end, weights: read, contexts: slice(joined, 2, P, P + C) };
 }

@@ -25,6 +25,8 @@ export const translationFields = {
   attention: z.enum(["product", "additive"]).optional(),
   /** Default: the hidden size, as in the paper. */
   attention_size: size,
+  /** The decoder's layers that are fed what attention read. Default first, as in the paper; GNMT has all. */
+  context_to: z.enum(["first", "all"]).optional(),
   /** Whether the softmax has weights of its own. Default tied: less to learn from little text. */
   embeddings: z.enum(["tied", "shared"]).optional(),
   /** Default 0: the paper has none. */
@@ -51,7 +53,7 @@ export const translationFields = {
 
 /** A configuration of a translation run: nothing is left out. */
 export type TranslationConfig = TrainConfig &
-  Required<Pick<TrainConfig, "attention" | "attention_size" | "embeddings" | "label_smoothing" | "bpe_dropout" | "word_dropout" | "batch_tokens" | "sampling_temperature" | "max_source_tokens" | "max_target_tokens" | "eval_beam_size">>;
+  Required<Pick<TrainConfig, "attention" | "attention_size" | "context_to" | "embeddings" | "label_smoothing" | "bpe_dropout" | "word_dropout" | "batch_tokens" | "sampling_temperature" | "max_source_tokens" | "max_target_tokens" | "eval_beam_size">>;
 
 /** What a language model has and a translation model has not, with what to do instead. */
 const OF_LANGUAGE_MODELS: Readonly<Record<string, string>> = {
@@ -72,6 +74,7 @@ export function withTranslationDefaults<C extends Partial<TrainConfig> & Pick<Tr
     ...config,
     attention: config.attention ?? "product",
     attention_size: config.attention_size ?? config.hidden_size,
+    context_to: config.context_to ?? "first",
     embeddings: config.embeddings ?? "tied",
     label_smoothing: config.label_smoothing ?? 0,
     bpe_dropout: config.bpe_dropout ?? 0,
@@ -124,6 +127,7 @@ export function translationModelConfig(config: TranslationConfig, vocabSize: num
     lstmSize: config.lstm_size ?? config.hidden_size,
     attentionSize: config.attention_size,
     attention: config.attention,
+    contextTo: config.context_to,
     middle,
     dropout: config.dropout,
     wordDropout: config.word_dropout,

@@ -52,7 +52,7 @@ const kinds: Record<string, object> = {
   "strictly balanced, label smoothing": { model: "MoE-4", gate: "strictly-balanced", top_k: 2, label_smoothing: 0.1 },
   "hierarchical, softmax of its own": { model: "MoE-6", branching: 3, embeddings: "shared", lstm_size: 12 },
   "Switch with capacity": { model: "MoE-4", gate: "switch", capacity_factor: 1.1 },
-  "dense, words left out": { model: "MoE-1-Wide", word_dropout: 0.2 },
+  "dense, words left out, context to all layers": { model: "MoE-1-Wide", word_dropout: 0.2, context_to: "all" },
 };
 
 describe.each(Object.keys(kinds))("%s", (kind) => {
