@@ -101,7 +101,7 @@ const FIXED = [
   "text_mode", "vocab", "tokenizer", "vocab_size", "eos", "model", "branching", "hidden_size", "expert_hidden_size", "expert_layers", "lstm_size",
   "gate", "secondary_gate", "top_k", "secondary_top_k", "expert_activation", "expert_bias", "shared_experts", "sigmoid", "residual", "init_scale",
   "batch_size", "time_steps", "optimizer", "beta1", "factored_experts", "seed",
-  "task", "attention", "attention_size", "embeddings", "pairs", "bpe_dropout", "batch_tokens", "sampling_temperature", "max_source_tokens", "max_target_tokens",
+  "task", "attention", "attention_size", "context_to", "embeddings", "pairs", "bpe_dropout", "batch_tokens", "sampling_temperature", "max_source_tokens", "max_target_tokens",
 ] as const; // prettier-ignore
 
 /** With the values of options that were left to the model and the gate. */

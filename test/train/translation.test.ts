@@ -9,10 +9,10 @@ import { defaultBackend } from "#sparsegate/tensor/default-backend.js";
 import { corpusBleu } from "#sparsegate/text/bleu.js";
 import { PairBatchStream, type PairBatch } from "#sparsegate/text/pair-batches.js";
 import type { ParallelCorpus } from "#sparsegate/text/parallel.js";
-import { loadCheckpoint } from "#sparsegate/train/checkpoint.js";
+import { loadCheckpoint, type Checkpoint } from "#sparsegate/train/checkpoint.js";
 import { checkConfig } from "#sparsegate/train/config.js";
 import { readMetrics } from "#sparsegate/train/metrics.js";
-import { loadModel, openCheckpoint, tokenizerOf } from "#sparsegate/train/restore.js";
+import { checkSameModel, loadModel, openCheckpoint, tokenizerOf } from "#sparsegate/train/restore.js";
 import { isTranslation, translationModelConfig, type TranslationConfig } from "#sparsegate/train/translation/config.js";
 import { makeTranslationDatasets, type TranslationCorpora, type TranslationDatasets } from "#sparsegate/train/translation/data.js";
 import { evaluateTranslation } from "#sparsegate/train/translation/evaluate.js";
@@ -289,6 +289,14 @@ describe("options", () => {
     [{ task: "language-model" }, "train_target (--train-target) to be left out without --task translation"],
     [{ task: "language-model", train_target: undefined, attention: "additive", batch_tokens: undefined }, "attention (--attention) to be left out without --task translation"],
   ])("%o are refused", (options, message) => expect(check(options)).toThrow(message));
+
+  test("feeding attention to other layers than the run did is refused on resuming, and a run of before the option fed the first", () => {
+    const { context_to: _, ...before } = configOf({});
+    const resume = (now: "first" | "all", then: object): void => checkSameModel(configOf({ context_to: now }), { path: "run/step-1", config: then } as unknown as Checkpoint);
+    expect(() => resume("first", configOf({ context_to: "all" }))).toThrow('--resume: expected context_to (--context-to) "all" as in run/step-1, got "first".');
+    expect(() => resume("all", before)).toThrow('--resume: expected context_to (--context-to) "first" as in run/step-1, got "all".');
+    expect(() => resume("first", before)).not.toThrow();
+  });
 
   test("a saved configuration is one that can be read again", () => {
     const config = configOf({ model: "MoE-4", top_k: 2 });
