@@ -42,7 +42,7 @@ export interface TranslationModelConfig {
   /** A, width of the attention's keys and queries. */
   attentionSize: number;
   attention: AttentionKind;
-  /** The decoder's layers that are fed what attention read: the first, as in the paper, or all, as in GNMT (Wu et al. 2016). Left out: first. */
+  /** The decoder's layers that are fed what attention read: the first, as in the paper, or all, as GNMT has it (Wu et al. 2016) with gate weights of each layer's own: here one projection is added to what the layers above the first take. Left out: first. */
   contextTo?: ContextTarget;
   /** Between encoder layers 2 and 3, and once more between decoder layers 1 and 2: of each kind but `lstm`. */
   middle: MiddleConfig;
@@ -206,9 +206,9 @@ export class TranslationModel extends Module {
     const inLanes = withRowIds(context, lanes?.rowIds());
     const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `decoder.${layer}`, inLanes, watch);
     const y0 = drop(this.#words("decoder", inputs, inLanes), "embedding");
-    const attended = this.attentive.forward(y0, memory, state?.[0]);
+    const attended = this.attentive.forward(y0, memory, state?.[0], this.upperContext !== undefined);
     const attentive = this.#residual(drop(attended.output, "lstm.0"), y0);
-    const y1 = this.upperContext ? add(attentive, matmul(attended.contexts, this.upperContext)) : attentive;
+    const y1 = this.upperContext ? add(attentive, matmul(attended.contexts!, this.upperContext)) : attentive;
     const { output: y2, routed } = this.#middle("decoder", this.decoderMiddle, y1, lanes?.packing(), withRowIds(context, lanes?.packedRowIds()), watch);
     const last = this.decoderLstm.forward(y2, state?.[1]);
     const y3 = this.#residual(drop(last.output, "lstm.1"), y2);

@@ -71,10 +71,10 @@ export class AttentiveLstm extends Module {
     return { values, keys: mul(tanh(projected), this.v), bias };
   }
 
-  /** @param x (T, B, D) @param state where to start, zeros when left out @see attentiveLstm */
-  forward(x: Tensor, memory: AttentionMemory, state?: LstmState): AttentiveLstmOutput {
+  /** @param x (T, B, D) @param state where to start, zeros when left out @param withContexts give what was read too @see attentiveLstm */
+  forward(x: Tensor, memory: AttentionMemory, state?: LstmState, withContexts = false): AttentiveLstmOutput {
     const { inputWeight, recurrentWeight, bias, projection } = this.lstm;
     const { contextWeight, queryWeight } = this;
-    return attentiveLstm(x, { inputWeight, recurrentWeight, bias, projection, contextWeight, queryWeight }, memory, state);
+    return attentiveLstm(x, { inputWeight, recurrentWeight, bias, projection, contextWeight, queryWeight }, memory, state, withContexts);
   }
 }

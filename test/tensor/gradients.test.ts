@@ -328,24 +328,25 @@ check(
   (x, inputWeight, recurrentWeight, bias) => sg.lstm(x, { inputWeight, recurrentWeight, bias }).output,
 );
 
-for (const [T, projected, additive] of [
-  [3, true, true],
-  [3, false, false],
-  [3, true, false],
-  [1, false, true],
+for (const [T, projected, additive, withContexts] of [
+  [3, true, true, true],
+  [3, false, false, false],
+  [3, true, false, false],
+  [3, false, false, true],
+  [1, false, true, true],
 ] as const) {
   const P = projected ? 2 : 4;
   check(
     "attentiveLstm",
-    `T = ${T}${projected ? ", projected" : ""}, ${additive ? "additive" : "product"}, a lane of padding, a starting state`,
+    `T = ${T}${projected ? ", projected" : ""}, ${additive ? "additive" : "product"}, a lane of padding, a starting state${withContexts ? ", contexts" : ""}`,
     [[T, 2, 3], [3, 16], [P, 16], [16], [5, 16], [P, 3], [4, 2, 5], [4, 2, 3], ...(projected ? [[4, P]] : []), ...(additive ? [[3]] : [])],
     (x, inputWeight, recurrentWeight, bias, contextWeight, queryWeight, values, keys, ...rest) => {
       const projection = projected ? rest[0]! : undefined;
       const v = additive ? rest.at(-1)! : undefined;
       const padding = sg.tensor([0, 0, 0, 0, 0, 0, -1e30, -1e30], [2, 4]);
       const weights = { inputWeight, recurrentWeight, bias, projection, contextWeight, queryWeight };
-      const { output, contexts } = sg.attentiveLstm(x, weights, { values, keys, bias: padding, v }, stateOf(2, P, 4));
-      return sg.concat([output, contexts], 2);
+      const { output, contexts } = sg.attentiveLstm(x, weights, { values, keys, bias: padding, v }, stateOf(2, P, 4), withContexts);
+      return contexts ? sg.concat([output, contexts], 2) : output;
     },
   );
 }

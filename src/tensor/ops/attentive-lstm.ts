@@ -41,8 +41,8 @@ export interface AttentiveLstmOutput {
   state: LstmState;
   /** (T, B, S) how much of each position a step read; detached from the tape. */
   weights: Tensor;
-  /** (T, B, C) what each step read. */
-  contexts: Tensor;
+  /** (T, B, C) what each step read, on the tape; where it was asked for. */
+  contexts?: Tensor;
 }
 
 /**
@@ -51,10 +51,10 @@ export interface AttentiveLstmOutput {
  *
  * A(s, h) = Σ_d keys_sd·tanh((h·W)_d), where the keys have V·tanh(values·U) in them: the paper's product attention; with `v` in the memory
  * Σ_d V_d·tanh(keys_sd + (h·W)_d), GNMT's.
- * @param x (T, B, D), time first; @param state where to start, zeros when left out
+ * @param x (T, B, D), time first; @param state where to start, zeros when left out; @param withContexts give the contexts too
  * @throws TensorError for shapes that do not fit
  */
-export function attentiveLstm(x: Tensor, weights: AttentiveLstmWeights, memory: AttentionMemory, state?: LstmState): AttentiveLstmOutput {
+export function attentiveLstm(x: Tensor, weights: AttentiveLstmWeights, memory: AttentionMemory, state?: LstmState, withContexts = false): AttentiveLstmOutput {
   const { inputWeight, recurrentWeight, bias, projection, contextWeight, queryWeight } = weights;
   const { values, keys, v } = memory;
   const where = "attentiveLstm";
@@ -128,12 +128,12 @@ export function attentiveLstm(x: Tensor, weights: AttentiveLstmWeights, memory: 
   backend.copy(T > 0 ? step(cells, T - 1, H) : first.c.buffer, end.c.buffer, B * H);
 
   const inputs = [x, inputWeight, recurrentWeight, bias, contextWeight, queryWeight, values, keys, ...(projection ? [projection] : []), ...(v ? [v] : [])];
-  if (!needsGrad(...inputs)) return { output, state: end, weights: read, contexts };
+  if (!needsGrad(...inputs)) return { output, state: end, weights: read, ...(withContexts ? { contexts } : {}) };
   // A node of the tape has one output.
-  const joined = noGrad(() => concat([output, contexts], 2));
+  const joined = withContexts ? noGrad(() => concat([output, contexts], 2)) : output;
   record("attentiveLstm", joined, inputs, (dJoined, needs) => {
-    const dy = slice(dJoined, 2, 0, P);
-    const dRead = slice(dJoined, 2, P, P + C);
+    const dy = withContexts ? slice(dJoined, 2, 0, P) : dJoined;
+    const dRead = withContexts ? slice(dJoined, 2, P, P + C) : undefined;
     const dGates = empty([T, B, 4 * H], "float32", backend);
     const dContexts = empty([T, B, C], "float32", backend);
     const dScores = empty([T, B, S], "float32", backend);
@@ -150,7 +150,7 @@ export function attentiveLstm(x: Tensor, weights: AttentiveLstmWeights, memory: 
       if (projection && dHidden) backend.gemm(false, true, B, H, P, 1, dh, P, projection.buffer, P, 0, dHidden.buffer, H);
       backend.lstmCellGrad(step(gates, t, 4 * H), step(cPrevious, t, H), step(cells, t, H), dHidden ? dHidden.buffer : dh, dc.buffer, dGate, B, H);
       backend.gemm(false, true, B, C, 4 * H, 1, dGate, 4 * H, contextWeight.buffer, 4 * H, 0, dContext, C);
-      backend.binary("add", dContext, all(B * C), step(dRead, t, C), all(B * C), dContext, B * C);
+      if (dRead) backend.binary("add", dContext, all(B * C), step(dRead, t, C), all(B * C), dContext, B * C);
       backend.gemmBatched(B, false, true, 1, S, C, 1, dContext, C, C, values.buffer, B * C, C, 0, dWeights.buffer, S, S);
       backend.softmaxGrad(step(read, t, S), dWeights.buffer, dScore, B, S);
       scoreGradient.step(t, dScore, dQuery);
@@ -178,5 +178,6 @@ export function attentiveLstm(x: Tensor, weights: AttentiveLstmWeights, memory: 
     return [dx, product(x, D, dGates, 4 * H), product(hPrevious, P, dGates, 4 * H), dBias, product(contexts, C, dGates, 4 * H), product(hPrevious, P, dQueries, A), dValues, dKeys,
       ...(projection && hidden ? [product(hidden, H, dOut, P)] : []), ...(dV ? [dV] : [])];
   });
-  return { output: slice(joined, 2, 0, P), state: end, weights: read, contexts: slice(joined, 2, P, P + C) };
+  const made = { state: end, weights: read };
+  return withContexts ? { ...made, output: slice(joined, 2, 0, P), contexts: slice(joined, 2, P, P + C) } : { ...made, output };
 }
