@@ -27,7 +27,7 @@ export const TRAIN_FLAGS: readonly [heading: string, flags: readonly [flags: str
       ["--target-column <name>", "column with the translations"],
       ["--attention <kind>", "product (the paper's) or additive (GNMT's)"],
       ["--attention-size <n>", "width of keys and queries (hidden size)"],
-      ["--context-to <layers>", "decoder layers fed what attention read: first (the paper's) or all (GNMT's) (first)"],
+      ["--context-to <layers>", "decoder layers fed what attention read: first, as in the paper, or all (first)"],
       ["--embeddings <kind>", "tied to the softmax, or shared by source and target alone (tied)"],
       ["--label-smoothing <x>", "share of the probability for all other words (0)"],
       ["--bpe-dropout <x>", "share of subword merges left out in training, by chance: each epoch has other subwords (0)"],

@@ -42,7 +42,10 @@ export interface TranslationModelConfig {
   /** A, width of the attention's keys and queries. */
   attentionSize: number;
   attention: AttentionKind;
-  /** The decoder's layers that are fed what attention read: the first, as in the paper, or all, as GNMT has it (Wu et al. 2016) with gate weights of each layer's own: here one projection is added to what the layers above the first take. Left out: first. */
+  /**
+   * The decoder's layers that are fed what attention read: the first, as in the paper, or all. Those above the first take one projection of it, added to their
+   * input, where GNMT (Wu et al. 2016) has weights for the gates of each. Left out: first.
+   */
   contextTo?: ContextTarget;
   /** Between encoder layers 2 and 3, and once more between decoder layers 1 and 2: of each kind but `lstm`. */
   middle: MiddleConfig;
@@ -165,9 +168,9 @@ export class TranslationModel extends Module {
     this.attentive = new AttentiveLstm({ ...sizes, name: "attentive", memorySize: hiddenSize, attentionSize, kind: attention });
     this.decoderMiddle = makeMiddle("decoderMiddle");
     this.decoderLstm = new Lstm({ ...sizes, name: "decoderLstm" });
-    const square = { kind: "normal", std: 1 / Math.sqrt(hiddenSize) } as const;
-    this.upperContext = contextTo === "all" ? parameter("upperContext", [hiddenSize, hiddenSize], square, seed) : undefined;
-    this.softmaxWeight = tied ? undefined : parameter("softmaxWeight", [vocabSize, hiddenSize], square, seed);
+    const byWidth = { kind: "normal", std: 1 / Math.sqrt(hiddenSize) } as const;
+    this.upperContext = contextTo === "all" ? parameter("upperContext", [hiddenSize, hiddenSize], byWidth, seed) : undefined;
+    this.softmaxWeight = tied ? undefined : parameter("softmaxWeight", [vocabSize, hiddenSize], byWidth, seed);
     this.softmaxBias = parameter("softmaxBias", [vocabSize], { kind: "zeros" }, seed);
     this.#dropouts = new Map(DROPOUTS.map((name) => [name, new Dropout(dropout, name)]));
     this.#wordDropouts = { encoder: new Dropout(wordDropout, "encoder.words"), decoder: new Dropout(wordDropout, "decoder.words") };
@@ -207,8 +210,12 @@ export class TranslationModel extends Module {
     const drop = (x: Tensor, layer: string): Tensor => this.#drop(x, `decoder.${layer}`, inLanes, watch);
     const y0 = drop(this.#words("decoder", inputs, inLanes), "embedding");
     const attended = this.attentive.forward(y0, memory, state?.[0], this.upperContext !== undefined);
-    const attentive = this.#residual(drop(attended.output, "lstm.0"), y0);
-    const y1 = this.upperContext ? add(attentive, matmul(attended.contexts!, this.upperContext)) : attentive;
+    let y1 = this.#residual(drop(attended.output, "lstm.0"), y0);
+    if (this.upperContext) {
+      const context = matmul(attended.contexts!, this.upperContext);
+      watch("decoder.context", context);
+      y1 = add(y1, context);
+    }
     const { output: y2, routed } = this.#middle("decoder", this.decoderMiddle, y1, lanes?.packing(), withRowIds(context, lanes?.packedRowIds()), watch);
     const last = this.decoderLstm.forward(y2, state?.[1]);
     const y3 = this.#residual(drop(last.output, "lstm.1"), y2);

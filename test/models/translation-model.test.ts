@@ -92,6 +92,11 @@ describe("TranslationModel on the float64 reference", () => {
     set(model.bidirectional.forwards.bias, 10);
     set(model.bidirectional.forwards.projection!, 1.7e308);
     expect(explain()).toMatch(/^Step 3: expected a finite output of encoder\.lstm\.0, got /);
+    // Three contexts of one sign, whose sum is beyond float64 too.
+    const fed = build(MIDDLES["dense"]!, { contextTo: "all" });
+    for (const p of fed.parameters()) set(p, 1);
+    set(fed.upperContext!, 1.7e308);
+    expect(fed.explainNonFinite("Step 3", NaN, batchOf(PAIRS), EVALUATION).message).toMatch(/^Step 3: expected a finite output of decoder\.context, got /);
   });
 
   it("refuses LSTM layers in the middle, and rates out of range", () => {
@@ -217,7 +222,7 @@ for (const { name: backendName, make } of BACKENDS) {
     it("frees everything a training step made", () => {
       const start = sg.defaultBackend().memory().used;
       for (const middle of Object.values(MIDDLES)) {
-        const model = build(middle, { tied: true, labelSmoothing: 0.1, attention: "additive" });
+        const model = build(middle, { tied: true, labelSmoothing: 0.1, attention: "additive", contextTo: middle.kind === "moe" ? "all" : "first" });
         const adam = new Adam(model.namedParameters());
         adam.prepare();
         const before = sg.defaultBackend().memory().used;

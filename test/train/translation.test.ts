@@ -77,6 +77,7 @@ describe("a translation run that was interrupted and resumed equals one that was
     { model: "MoE-1-Wide", optimizer: "sgd" },
     { model: "LSTM", factored_experts: true },
     { model: "MoE-4", top_k: 2, bpe_dropout: 0.3 },
+    { model: "MoE-4", top_k: 2, context_to: "all", word_dropout: 0.2 },
   ])("%o", { timeout: 120_000 }, async (options) => {
     const whole = await sixSteps(options, false);
     const resumed = await sixSteps(options, true);

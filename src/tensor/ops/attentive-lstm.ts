@@ -9,9 +9,9 @@ import { TensorError } from "../../core/errors.js";
 import { checkOperands } from "../shapes.js";
 import { needsGrad, noGrad, record } from "../tape.js";
 import { empty, sameShape, zeros, type Tensor } from "../tensor.js";
-import { concat, slice } from "./shape.js";
 import { scorer } from "./attention-scores.js";
 import type { LstmState, LstmWeights } from "./lstm.js";
+import { concat, slice } from "./shape.js";
 
 /** Parameters of an attending LSTM layer of H units, over inputs of width D and a memory of width C. */
 export interface AttentiveLstmWeights extends LstmWeights {
