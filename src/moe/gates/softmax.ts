@@ -14,8 +14,8 @@ export class SoftmaxGate extends RouterGate {
   }
 
   protected choose(logits: Tensor, _x: Tensor, _context: GateContext, _groups: GroupedRows | undefined): Choice {
-    const { values, indices } = topK(logits, this.numExperts);
-    const gates = softmax(values);
-    return { experts: indices, gates, probabilities: gates };
+    const probabilities = softmax(logits);
+    const { values, indices } = topK(probabilities, this.numExperts);
+    return { experts: indices, gates: values, probabilities };
   }
 }

@@ -24,6 +24,8 @@ for (const { name, make } of BACKENDS) {
         expect(multiples(out.output, x)[0]).toBeCloseTo(25.3, 4);
         expect(list(out.experts)).toEqual([1, 0, 2]);
         list(out.gates).forEach((g, j) => expect(g).toBeCloseTo([0.5, 0.3, 0.2][j]!, 6));
+        // By expert, as every gate has them.
+        list(out.probabilities!).forEach((p, e) => expect(p).toBeCloseTo([0.3, 0.5, 0.2][e]!, 6));
         expect(list(out.load)).toEqual([1, 1, 1]);
         expect(out.requested).toBe(3);
       }
