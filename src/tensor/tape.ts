@@ -36,12 +36,15 @@ export function noGrad<T>(body: () => T): T {
  * The gradients are the same bit for bit; only where the body uses an input more than once, and so do later operations, are the parts of its gradient
  * added in another order.
  *
- * @param body must compute the same at each call, from its inputs and parameters alone; @param parameters leaves that it uses besides its inputs
+ * @param body must compute the same at each call, from its inputs and parameters alone (what changes something besides does so in `oncePerPass`);
+ * @param parameters leaves that it uses besides its inputs
  * @throws TensorError for a parameter that is no leaf; `backward` does for a body that uses a result computed outside it
  */
 export function recompute(body: (...inputs: Tensor[]) => Tensor, inputs: readonly Tensor[], parameters: readonly Tensor[]): Tensor {
   for (const p of parameters) if (p.node) throw new TensorError(`recompute: expected parameters that are leaves, got the result of ${p.node.name}. Pass it among the inputs.`);
-  const result = noGrad(() => scope(() => body(...inputs)));
+  // A body inside another one remembers with it.
+  const memory = oncePerPass((): Memory => ({ values: [], complete: false, next: 0 }));
+  const result = noGrad(() => scope(() => remembering(memory, () => body(...inputs))));
   // A body may hand an input on; the node must not become its own input.
   const y = inputs.includes(result) ? result.alias() : result;
   return record("recompute", y, [...inputs, ...parameters], (dy, needs) => {
@@ -51,7 +54,7 @@ export function recompute(body: (...inputs: Tensor[]) => Tensor, inputs: readonl
       return leaf;
     });
     const firstId = nextId;
-    const again = withGrad(() => body(...leaves));
+    const again = withGrad(() => remembering(memory, () => body(...leaves)));
     if (!again.requiresGrad) return [];
     const before = again.node && nodesBelow(again).find(({ node }) => node!.id < firstId);
     if (before) throw new TensorError(`recompute: expected a body that computes from its inputs and parameters alone, got one that uses the result of ${before.node!.name}. Pass it among the inputs.`);
@@ -64,6 +67,41 @@ export function recompute(body: (...inputs: Tensor[]) => Tensor, inputs: readonl
       return gradient;
     });
   });
+}
+
+/** What was computed once for a body that runs twice. */
+interface Memory {
+  readonly values: unknown[];
+  complete: boolean;
+  /** While the body runs again: which value comes next. */
+  next: number;
+}
+
+let memoryNow: Memory | undefined;
+
+function remembering<T>(memory: Memory, body: () => T): T {
+  const before = memoryNow;
+  memoryNow = memory;
+  memory.next = 0;
+  try {
+    const result = body();
+    memory.complete = true;
+    return result;
+  } finally {
+    memoryNow = before;
+  }
+}
+
+/** What `compute` gave; where `recompute` runs its body again, what it gave the first time, so that what it changes is changed once. It has no gradient. */
+export function oncePerPass<T extends Tensor | Memory>(compute: () => T): T {
+  const memory = memoryNow;
+  if (!memory) return compute();
+  if (memory.complete) return memory.values[memory.next++] as T;
+  const value = compute();
+  // It outlives the scope of the first run.
+  if ("storage" in value) keep(value);
+  memory.values.push(value);
+  return value;
 }
 
 function withGrad<T>(body: () => T): T {

@@ -8,7 +8,7 @@ import { gatherLast, sum, topK } from "../../tensor/ops/reduce.js";
 import { bincount } from "../../tensor/ops/rows.js";
 import { reshape } from "../../tensor/ops/shape.js";
 import { scope } from "../../tensor/scope.js";
-import { noGrad } from "../../tensor/tape.js";
+import { noGrad, oncePerPass } from "../../tensor/tape.js";
 import { full, type Tensor } from "../../tensor/tensor.js";
 import { RouterGate, type Choice, type GateContext, type GateOptions, type GroupedRows } from "./gate.js";
 import { numberThrough } from "./groups.js";
@@ -46,12 +46,18 @@ export class SigmoidGate extends RouterGate {
 
   protected choose(logits: Tensor, _x: Tensor, context: GateContext, groups: GroupedRows | undefined): Choice {
     const scores = sigmoid(logits);
-    const experts = noGrad(() => topK(groups ? groupedBias(scores, this.bias, groups.offsets) : add(scores, this.bias), this.topK).indices);
+    const experts = oncePerPass(() => this.#best(scores, context, groups));
     const chosen = gatherLast(scores, experts);
     // Scores are above 0 as long as sigmoid does not underflow; the bound keeps a row of zeros a row of zeros.
     const gates = affine(div(chosen, maximum(reshape(sum(chosen, 1), [-1, 1]), 1e-30)), this.scale);
-    if (context.training && this.biasUpdateRate > 0) this.#moveBias(numberThrough(experts, this.numExperts, groups));
     return { experts, gates };
+  }
+
+  /** The experts with the k largest biased scores; in training the biases then move. */
+  #best(scores: Tensor, context: GateContext, groups: GroupedRows | undefined): Tensor {
+    const experts = noGrad(() => topK(groups ? groupedBias(scores, this.bias, groups.offsets) : add(scores, this.bias), this.topK).indices);
+    if (context.training && this.biasUpdateRate > 0) this.#moveBias(numberThrough(experts, this.numExperts, groups));
+    return experts;
   }
 
   #moveBias(experts: Tensor): void {

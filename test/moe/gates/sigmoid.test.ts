@@ -72,6 +72,29 @@ for (const { name, make } of BACKENDS) {
       moe.forward(x, EVALUATION);
       expect(list(bias)).toEqual([-0.25, 0, 0.25, 0.25]);
     });
+    it("moves them once in a pass that is computed again for its gradients, which chooses as it did, however deep", () => {
+      const scores = [
+        [0.6, 0.59, 0.2, 0.1],
+        [0.6, 0.58, 0.2, 0.1],
+      ];
+      const run = (times: number) => {
+        // Expert 0 has both rows; a step moves it below expert 1, which the second run of the pass would choose.
+        const { moe, x, bias } = givenScores(scores, { biasUpdateRate: 0.5 }, 1);
+        x.requiresGrad = true;
+        let body = (input: sg.Tensor): sg.Tensor => moe.forward(input, TRAINING).output;
+        for (let i = 0; i < times; i++) {
+          const inner = body;
+          body = (input) => sg.recompute(inner, [input], moe.parameters());
+        }
+        // Two calls before the way back.
+        sg.backward(sg.sum(sg.add(body(x), body(x))));
+        return { bias: list(bias), dx: [...denseGradient(x)], dw: [...denseGradient(moe.namedParameters().get("gate.weight")!)] };
+      };
+      const once = run(0);
+      expect(once.bias).not.toEqual([0, 0, 0, 0]);
+      expect(run(1)).toEqual(once);
+      expect(run(2)).toEqual(once);
+    });
     it("moves nothing where loads are equal, whatever the number of experts and rows", () => {
       for (const E of [3, 7, 13, 49, 61]) {
         for (const each of [1, 3, 7, 10]) {
