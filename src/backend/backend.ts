@@ -47,6 +47,15 @@ export interface RandomKey {
   readonly step: number;
 }
 
+/** Rows in groups: group g of `count` has the rows offsets[g]..offsets[g+1], and is number first + g of `total`. */
+export interface RowGroups<T = Buf> {
+  /** int32 (count + 1) */
+  readonly offsets: T;
+  readonly count: number;
+  readonly first: number;
+  readonly total: number;
+}
+
 /** A deviation of the noise up to this counts as none: drawing again changes nothing, and a quotient by it would be ∞ or NaN. */
 export const NO_NOISE = 1e-30;
 /** Φ is 0 or 1 in float64 beyond so many standard deviations. */
@@ -276,8 +285,13 @@ export interface Backend {
   randomNormal(out: Buf, n: number, key: RandomKey, start: number, mean: number, std: number): void;
   /** y = x/(1−rate) where the uniform element start + i ≥ rate, else 0. y may be x. Its gradient is itself. */
   dropout(x: Buf, y: Buf, n: number, rate: number, key: RandomKey, start: number): void;
-  /** `dropout` of rows that stand in another order: row r draws elements (start + rowIds[r])·width.. of the stream; zeros where rowIds[r] is -1. */
-  dropoutRows(x: Buf, y: Buf, rowIds: Buf, rows: number, width: number, rate: number, key: RandomKey, start: number): void;
+  /** `randomUniform` of rows in any order: row r is elements (start + rowIds[r])·width.. of the stream; zeros where rowIds[r] is -1. */
+  randomUniformRows(out: Buf, rowIds: Buf, rows: number, width: number, key: RandomKey, start: number, low: number, high: number): void;
+  /**
+   * `dropout` of rows in any order: row r draws elements (start + rowIds[r])·width.. of the stream; zeros where rowIds[r] is -1. In groups, each row of the stream
+   * is one for every group of `total`: row r of group g draws elements ((start + rowIds[r])·total + first + g)·width..
+   */
+  dropoutRows(x: Buf, y: Buf, rowIds: Buf, groups: RowGroups | null, rows: number, width: number, rate: number, key: RandomKey, start: number): void;
 
   // ---- optimisers ------------------------------------------------------------------------------------------------
   /** out[0] += Σ x² over n elements, or over the slots with rows[s] ≥ 0 (each width wide) when rows is given. */

@@ -138,11 +138,40 @@ export function dropout(begin: i32, end: i32, x: usize, y: usize, n: i32, rate: 
   draw(DROPOUT, begin, end, x, y, seedLo, seedHi, stream, step, start, rate, 1 / (1 - rate), 0);
 }
 
-export function dropoutRows(begin: i32, end: i32, x: usize, y: usize, rowIds: usize, rows: i32, width: i32, rate: f32, seedLo: u32, seedHi: u32, stream: u32, step: u32, start: f64): void {
+// @ts-ignore: decorator
+@inline
+function int(p: usize, i: i32): i32 {
+  return load<i32>(p + ((<usize>i) << 2));
+}
+
+export function randomUniformRows(begin: i32, end: i32, out: usize, rowIds: usize, rows: i32, width: i32, seedLo: u32, seedHi: u32, stream: u32, step: u32, start: f64, low: f32, high: f32): void {
+  const most = below(low, high);
+  for (let r = begin; r < end; r++) {
+    const at = out + (<usize>r * <usize>width << 2);
+    const id = int(rowIds, r);
+    if (id < 0) memory.fill(at, 0, (<usize>width) << 2);
+    else draw(UNIFORM, 0, width, at, at, seedLo, seedHi, stream, step, (start + <f64>id) * <f64>width, low, high - low, most);
+  }
+}
+
+export function dropoutRows(begin: i32, end: i32, x: usize, y: usize, rowIds: usize, offsets: usize, groups: i32, first: i32, total: i32, rows: i32, width: i32, rate: f32, seedLo: u32, seedHi: u32, stream: u32, step: u32, start: f64): void {
+  // The last group that begins at or before the first row; empty ones before it are passed over.
+  let group = 0;
+  for (let high = groups; offsets && high - group > 1; ) {
+    const middle = (group + high) >>> 1;
+    if (int(offsets, middle) <= begin) group = middle;
+    else high = middle;
+  }
   for (let r = begin; r < end; r++) {
     const at = <usize>r * <usize>width << 2;
-    const id = load<i32>(rowIds + ((<usize>r) << 2));
-    if (id < 0) memory.fill(y + at, 0, (<usize>width) << 2);
-    else draw(DROPOUT, 0, width, x + at, y + at, seedLo, seedHi, stream, step, (start + <f64>id) * <f64>width, rate, 1 / (1 - rate), 0);
+    const id = int(rowIds, r);
+    if (id < 0) {
+      memory.fill(y + at, 0, (<usize>width) << 2);
+      continue;
+    }
+    while (offsets && group < groups - 1 && r >= int(offsets, group + 1)) group++;
+    // In float64: a row and an expert have more pairs than an int32 has numbers.
+    const row = (start + <f64>id) * <f64>total + <f64>(first + group);
+    draw(DROPOUT, 0, width, x + at, y + at, seedLo, seedHi, stream, step, row * <f64>width, rate, 1 / (1 - rate), 0);
   }
 }

@@ -11,7 +11,8 @@ export interface Experts extends Module {
   readonly numExperts: number;
   /**
    * @param x_MD rows grouped by expert; @param offsets_E1 int32, expert e of those here has rows offsets[e]..offsets[e+1]
-   * @param rowIds gives int32 (M), a number of each pair of row and expert that does not depend on what stands beside it: what randomness depends on
+   * @param rowIds gives int32 (M), where each row stands among the layer's, from context.firstRow on (-1 in an unused tail): what randomness depends on, since it
+   * does not depend on what stands beside the row. On ranks all are to call it, or none
    * @returns (M, D)
    */
   forward(x_MD: Tensor, offsets_E1: Tensor, context: RunContext, rowIds: () => Tensor): Tensor;
@@ -19,7 +20,7 @@ export interface Experts extends Module {
 
 /** A single module D → D, called with the rows of one expert, never with none. */
 export interface ExpertModule extends Module {
-  /** The outputs of one expert for its rows, (rows, D) to (rows, D). @param context of the layer's call, for modules that differ in training; its firstRow counts rows in the grouped order */
+  /** The outputs of one expert for its rows, (rows, D) to (rows, D). @param context of the layer's call, for modules that differ in training: its rowIds are those of these rows, while training */
   forward(x: Tensor, context: RunContext): Tensor;
 }
 
@@ -38,8 +39,9 @@ export class ModuleExperts extends Module implements Experts {
     this.#first = first;
   }
 
-  forward(x_MD: Tensor, offsets_E1: Tensor, context: RunContext): Tensor {
+  forward(x_MD: Tensor, offsets_E1: Tensor, { rowIds: _, ...context }: RunContext, rowIds: () => Tensor): Tensor {
     const offsets = offsets_E1.dataSync();
+    const ids = context.training ? rowIds() : undefined;
     const [m, width] = x_MD.shape as [number, number];
     const parts: Tensor[] = [];
     const here = offsets.length - 1;
@@ -47,7 +49,7 @@ export class ModuleExperts extends Module implements Experts {
       if (offsets[e] === offsets[e + 1]) continue;
       const module = this.modules[this.#first + e]!;
       const rows = slice(x_MD, 0, offsets[e]!, offsets[e + 1]!);
-      const y: unknown = module.forward(rows, { ...context, firstRow: context.firstRow + offsets[e]! });
+      const y: unknown = module.forward(rows, ids ? { ...context, rowIds: slice(ids, 0, offsets[e]!, offsets[e + 1]!) } : context);
       if (!(y instanceof Tensor) || !sameShape(y.shape, rows.shape)) {
         const got = y instanceof Tensor ? `[${y.shape.join(", ")}]` : show(y);
         throw new TensorError(`MoE expert ${this.#first + e}: expected an output of shape [${rows.shape.join(", ")}], got ${got}. Experts map width D to width D.`);

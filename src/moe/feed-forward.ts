@@ -34,6 +34,9 @@ export interface FeedForwardOptions {
   seed?: number;
 }
 
+/** The widths of the hidden layers, one or several; what is no list is a width, right or wrong. */
+export const hiddenWidths = (given: number | readonly number[]): readonly number[] => (Array.isArray(given) ? (given as readonly number[]) : [given as number]);
+
 /** One layer of every expert. */
 interface Layer {
   /** (E, in, out) */
@@ -65,6 +68,8 @@ export class FeedForwardExperts extends Module implements Experts {
   readonly hiddenBiases: readonly Tensor[];
   readonly hiddenGateWeights: readonly Tensor[];
   readonly #stream: number;
+  /** The first of the experts that are here. */
+  readonly #first: number;
 
   constructor(options: FeedForwardOptions) {
     super();
@@ -72,7 +77,7 @@ export class FeedForwardExperts extends Module implements Experts {
     const { numExperts: E, hiddenSize: D, expertHiddenSize, activation = "relu", bias = false, name = "experts", seed = 0 } = options;
     this.numExperts = checkInteger(where, "numExperts", E, { min: 1 });
     checkInteger(where, "hiddenSize", D, { min: 1 });
-    const widths = typeof expertHiddenSize === "number" ? [expertHiddenSize] : expertHiddenSize;
+    const widths = hiddenWidths(expertHiddenSize);
     if (widths.length === 0) throw new ConfigError(expectation(where, "expertHiddenSize to name at least one hidden layer", widths));
     for (const width of widths) checkInteger(where, "expertHiddenSize", width, { min: 1 });
     this.activation = checkOneOf(where, "activation", activation, ["relu", "gelu", "swiglu"]);
@@ -81,6 +86,7 @@ export class FeedForwardExperts extends Module implements Experts {
     this.#stream = streamId("expert dropout", name);
 
     const here = options.placed?.count ?? E;
+    this.#first = options.placed?.first ?? 0;
     const shard = options.placed && { first: options.placed.first, total: E };
     const weight = (path: string, rows: number, cols: number, variance: number): Tensor =>
       parameter(`${name}.${path}`, [here, rows, cols], { kind: "uniform", bound: Math.sqrt((3 * variance) / rows) }, seed, shard);
@@ -118,8 +124,8 @@ export class FeedForwardExperts extends Module implements Experts {
       if (this.activation === "relu") z = relu(z);
       else if (this.activation === "gelu") z = gelu(z);
       else z = mul(silu(z), groupedMatmul(h, gateWeight!, offsets));
-      // Each layer draws its own: rows of layer i follow those of the layers before it.
-      h = ids ? dropoutRows(z, this.expertDropout, { seed, stream: this.#stream + i, step }, ids, firstRow * this.numExperts) : z;
+      // Each layer draws its own, for each pair of a row and an expert.
+      h = ids ? dropoutRows(z, this.expertDropout, { seed, stream: this.#stream + i, step }, ids, firstRow, { offsets, count: offsets.size - 1, first: this.#first, total: this.numExperts }) : z;
     }
     const y = groupedMatmul(h, this.outputWeight, offsets);
     return this.outputBias ? groupedBias(y, this.outputBias, offsets) : y;

@@ -5,13 +5,13 @@ import type { Communicator } from "../comm/communicator.js";
 import { ConfigError, expectation, TensorError } from "../core/errors.js";
 import { Module, type RunContext } from "../nn/module.js";
 import { add } from "../tensor/ops/elementwise.js";
-import { addIndices, gatherIndices } from "../tensor/ops/gating.js";
+import { gatherIndices } from "../tensor/ops/gating.js";
 import { combine, dispatch, routeByExpert, type Routing } from "../tensor/ops/rows.js";
 import { reshape } from "../tensor/ops/shape.js";
 import { tensor, type Tensor } from "../tensor/tensor.js";
 import type { CapacityOptions } from "./capacity.js";
 import { ModuleExperts, type ExpertModule, type Experts } from "./experts.js";
-import { FeedForwardExperts, type Activation } from "./feed-forward.js";
+import { FeedForwardExperts, hiddenWidths, type Activation } from "./feed-forward.js";
 import type { Gate } from "./gates/gate.js";
 import { isGate, makeGate, withOptions, type GateConfig } from "./gates/index.js";
 import { HierarchicalGate } from "./gates/hierarchical.js";
@@ -72,6 +72,7 @@ export interface MoEOptions extends ExpertOptions, BalanceOptions {
    * all ranks at once, each with its own rows, and so is `backward`. The gradients of all other parameters are to be added up over ranks.
    */
   comm?: Communicator | undefined;
+  /** Path in the model. Layers of one name and seed start with the same parameters and draw the same noise: give each its own. Default "moe". */
   name?: string;
   seed?: number;
 }
@@ -93,7 +94,8 @@ export interface MoEOutput {
   routing: Routing;
   /**
    * Assignments before capacity dropped any, where each row has the same number; less routing.offsets[E] it is how many were dropped. Left out where rows
-   * differ (GShard's second expert, gates whose experts pick): the sum of `load`, which is counted then, is the number.
+   * differ (GShard's second expert, gates whose experts pick): the sum of `load`, which is counted then, is the number. In groups that number lacks what rows
+   * would have asked of a group whose capacity dropped them, since no secondary gate has seen them.
    */
   requested?: number;
   /** (N, E): the gate's distribution over all experts, where it has one. */
@@ -133,6 +135,8 @@ export class MoE extends Module {
       this.gate = gate;
     } else this.gate = makeGate({ ...withOptions(gate), ...ofGate } as GateConfig, { hiddenSize, numExperts, topK, name: `${name}.gate`, seed });
     if (this.gate.numExperts !== numExperts) throw new ConfigError(expectation("MoE", `a gate of ${numExperts} experts (numExperts)`, this.gate.numExperts));
+    const unused = options.experts && sharedExperts === 0 ? OF_FEED_FORWARD.filter((name) => options[name] !== undefined) : [];
+    if (unused.length > 0) throw new ConfigError(expectation("MoE", `no ${unused.join(", ")} beside experts made elsewhere`, options[unused[0]!], "Give them to the experts."));
     const { expertHiddenSize = 2 * hiddenSize, activation = "relu", bias = false, expertDropout = 0, recompute = false } = options;
     const ofExperts = { hiddenSize, activation, bias, expertDropout, recompute, seed };
     this.#comm = options.comm && options.comm.size > 1 ? options.comm : undefined;
@@ -143,7 +147,7 @@ export class MoE extends Module {
       ? customExperts(options.experts, numExperts, placed)
       : new FeedForwardExperts({ ...ofExperts, numExperts, expertHiddenSize, placed, name: `${name}.experts` });
     checkInteger("MoE", "sharedExperts", sharedExperts, { min: 0 });
-    const widths = typeof expertHiddenSize === "number" ? [expertHiddenSize] : expertHiddenSize;
+    const widths = hiddenWidths(expertHiddenSize);
     if (sharedExperts > 0) this.shared = new FeedForwardExperts({ ...ofExperts, numExperts: 1, expertHiddenSize: widths.map((width) => width * sharedExperts), name: `${name}.shared` });
   }
 
@@ -156,6 +160,7 @@ export class MoE extends Module {
     if (x.rank < 1 || x.shape.at(-1) !== this.hiddenSize) {
       throw new TensorError(`MoE.forward: expected x of width ${this.hiddenSize} (hiddenSize), got ${x.shape.at(-1) ?? "a scalar"}. Did the embedding size change?`);
     }
+    for (const name of ["seed", "step", "firstRow"] as const) checkInteger("MoE.forward", `context.${name}`, context[name], {});
     const x_ND = x.rank === 2 ? x : reshape(x, [-1, this.hiddenSize]);
     const ranks = this.#comm && new RankRows(this.#comm, x_ND.shape[0]!, x_ND, context.rowIds);
     const gated = this.gate.forward(x_ND, ranks ? { ...context, ranks } : context);
@@ -177,9 +182,8 @@ export class MoE extends Module {
     };
   }
 
-  #byExperts(x_ND: Tensor, { experts, gates }: Assigned, routing: Routing, context: RunContext): Tensor {
-    // Numbered by row and expert, which do not depend on the rest of the batch.
-    const rowIds = (): Tensor => addIndices(gatherIndices(reshape(experts, [-1]), routing.order), routing.rows, this.numExperts);
+  #byExperts(x_ND: Tensor, { gates }: Assigned, routing: Routing, context: RunContext): Tensor {
+    const rowIds = (): Tensor => (context.rowIds ? gatherIndices(context.rowIds, routing.rows) : routing.rows);
     return combine(this.experts.forward(dispatch(x_ND, routing), routing.offsets, context, rowIds), gates, routing);
   }
 
@@ -189,7 +193,7 @@ export class MoE extends Module {
     const routing = routeByExpert({ experts, ...list }, this.numExperts);
     const exchange = new RowExchange(this.#comm!, this.#bounds, routing);
     // As on one rank: by the row among those of all.
-    const rowIds = (): Tensor => exchange.numbersToExperts(addIndices(gatherIndices(reshape(experts, [-1]), routing.order), gatherIndices(ranks.own, routing.rows), this.numExperts));
+    const rowIds = (): Tensor => exchange.numbersToExperts(gatherIndices(ranks.own, routing.rows));
     const here = exchange.toExperts(dispatch(x_ND, routing));
     const computed = this.experts.forward(here, exchange.offsets, context, rowIds);
     return combine(exchange.fromExperts(computed, routing.rows.size), gates, routing);
@@ -198,9 +202,12 @@ export class MoE extends Module {
   #sharedOutput(x_ND: Tensor, context: RunContext, rowIds: Tensor | undefined): Tensor {
     const rows = x_ND.shape[0]!;
     const offsets = tensor([0, rows], [2], "int32", x_ND.backend);
-    return this.shared!.forward(x_ND, offsets, context, () => rowIds ?? tensor(Int32Array.from({ length: rows }, (_, i) => i), [rows], "int32", x_ND.backend));
+    return this.shared!.forward(x_ND, offsets, context, () => rowIds ?? context.rowIds ?? tensor(Int32Array.from({ length: rows }, (_, i) => i), [rows], "int32", x_ND.backend));
   }
 }
+
+/** Options of the built-in experts, which those made elsewhere do without. */
+const OF_FEED_FORWARD = ["expertHiddenSize", "activation", "bias", "expertDropout", "recompute"] as const;
 
 /** The options of balance and capacity that are set. */
 function balanceOf({ importanceWeight, loadWeight, zLossWeight, capacityFactor, evalCapacityFactor, dropPolicy }: BalanceOptions): BalanceOptions {
@@ -211,7 +218,10 @@ function balanceOf({ importanceWeight, loadWeight, zLossWeight, capacityFactor, 
 function customExperts(given: NonNullable<MoEOptions["experts"]>, numExperts: number, placed: { first: number; count: number } | undefined): Experts {
   const { first, count } = placed ?? { first: 0, count: numExperts };
   const here = (i: number): boolean => i >= first && i < first + count;
+  if (typeof given !== "function" && !Array.isArray(given)) throw new ConfigError(expectation("MoE", "experts to be an array of modules, or a function that makes expert i", given));
   const modules = typeof given === "function" ? Array.from({ length: numExperts }, (_, i) => (here(i) ? given(i) : undefined)) : given.map((one, i) => (here(i) ? one : undefined));
   if (modules.length !== numExperts) throw new ConfigError(`MoE: expected ${numExperts} experts (numExperts), got ${modules.length}.`);
+  const wrong = modules.findIndex((one, i) => here(i) && typeof one?.forward !== "function");
+  if (wrong >= 0) throw new ConfigError(expectation("MoE", `expert ${wrong} to be a module with a method forward(x)`, modules[wrong]));
   return new ModuleExperts(modules, first);
 }

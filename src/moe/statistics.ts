@@ -57,7 +57,7 @@ export interface MoEStatistics extends BalanceStatistics {
   entropy: number;
   /** What the entropy is of: the distribution over all experts, where the gate has one; else the kept gate values over their sum. */
   entropyOf: "router" | "kept";
-  /** Assignments that capacity dropped, of those the gate asked for: 0 to 1. */
+  /** Assignments that capacity dropped, of those the gate asked for (`MoEOutput.requested`): 0 to 1. */
   droppedFraction: number;
   /** Rows that no expert computed: the residual connection alone carries them. */
   unroutedRows: number;

@@ -109,11 +109,11 @@ function moeScalars(middle: MoeMiddle, D: number, N: number): number {
   const widths = expertWidths(middle, D);
   const kept = middle.recompute ? 0 : hiddenScalars(middle, widths);
   const [first, second] = gateLevels(middle) as [GateLevel, GateLevel | undefined];
-  let gates = gateScalars(first, D, N, N);
+  let gates = gateScalars(first, D, N);
   if (second) {
     const places = N * first.topK;
     // Rows dealt to groups; then choices as (row, expert) and once more in the order of rows.
-    gates += places * (D + 7) + gateScalars(second, D, places, N * second.count) + 11 * M;
+    gates += places * (D + 7) + gateScalars(second, D, places) + 11 * M;
   }
   const shared = middle.sharedExperts ? widths.map((width) => width * middle.sharedExperts!) : undefined;
   const ofShared = shared ? N * (2 * D + (middle.recompute ? 0 : hiddenScalars(middle, shared)) + (middle.bias ? D : 0)) : 0;
@@ -134,8 +134,8 @@ function isOneOperation({ activation, bias, expertDropout }: Pick<MoeMiddle, "ac
   return (activation === undefined || activation === "relu") && !bias && !expertDropout && widths.length === 1;
 }
 
-/** What a gate leaves of `rows` rows: matrices rows × E, and the choices. @param pairs rows × groups, of the layer: what randomness is drawn for */
-function gateScalars({ type, numExperts: E, topK: K }: GateLevel, D: number, rows: number, pairs: number): number {
+/** What a gate leaves of `rows` rows: matrices rows × E, and the choices. */
+function gateScalars({ type, numExperts: E, topK: K }: GateLevel, D: number, rows: number): number {
   const choices = rows * K;
   switch (nameOf(type)) {
     case "noisy-top-k": // x·W_g, x·W_noise, loads of parts; the k + 1 best and their experts, cut to k, weights
@@ -143,7 +143,7 @@ function gateScalars({ type, numExperts: E, topK: K }: GateLevel, D: number, row
     case "softmax": // logits, sorted with their experts, weights, and the ones that are counted
       return rows * 5 * E;
     case "switch": // what the router sees, and by how much it was shaken; logits, probabilities
-      return (typeof type === "object" && "jitter" in type && type.jitter === 0 ? 0 : rows * D + Math.max(rows, pairs) * D) + rows * (2 * E + 4);
+      return (typeof type === "object" && "jitter" in type && type.jitter === 0 ? 0 : 2 * rows * D) + rows * (2 * E + 4);
     case "gshard":
       return rows * (2 * E + 20);
     case "top-k":

@@ -141,9 +141,7 @@ for (const { name, make } of BACKENDS) {
           hiddenSize: D,
           numExperts: E,
           topK: 1,
-          expertHiddenSize: F,
-          bias: true,
-          ...(kind === "custom" ? { experts: (i: number) => new TwoLayers(i) } : {}),
+          ...(kind === "custom" ? { experts: (i: number) => new TwoLayers(i) } : { expertHiddenSize: F, bias: true }),
         });
         const adam = new Adam(moe.namedParameters());
         /** The parameters of each expert. */
@@ -202,7 +200,27 @@ for (const { name, make } of BACKENDS) {
       const evaluation = { training: false, seed: 5, step: 9, firstRow: 100 };
       expect(list(moe.forward(x, evaluation).output)).toEqual(list(x));
       expect(list(moe.forward(x, { ...evaluation, training: true }).output)).toContain(0);
-      expect(seen).toEqual([evaluation, { ...evaluation, training: true }]);
+      expect(seen.map(({ rowIds, ...context }) => ({ ...context, ids: rowIds && list(rowIds) }))).toEqual([
+        { ...evaluation, ids: undefined },
+        { ...evaluation, training: true, ids: [0, 1, 2, 3, 4, 5, 6, 7] },
+      ]);
+    });
+
+    it("drop what depends on the row alone: on what stands beside it and on the order of rows, given ids, nothing does", () => {
+      const moe = new MoE({ hiddenSize: D, numExperts: E, topK: 2, gate: "top-k", experts: (e) => new Dropout(0.5, `expert.${e}`) });
+      write(moe.namedParameters().get("gate.weight")!, new Draw(3).floats(D * E, -1, 1));
+      const rows = 12;
+      const x = sg.tensor(new Draw(4).floats(rows * D, -1, 1), [rows, D]);
+      const whole = list(moe.forward(x, CONTEXT).output);
+      expect(whole).toContain(0);
+      const parts = [
+        [0, 5],
+        [5, rows],
+      ].flatMap(([from, to]) => list(moe.forward(sg.slice(x, 0, from!, to!), { ...CONTEXT, firstRow: from! }).output));
+      expect(parts).toEqual(whole);
+      const rowIds = sg.tensor(Int32Array.from({ length: rows }, (_, i) => rows - 1 - i), [rows], "int32");
+      const backwards = list(moe.forward(sg.concat(Array.from({ length: rows }, (_, i) => sg.slice(x, 0, rows - 1 - i, rows - i)), 0), { ...CONTEXT, rowIds }).output);
+      for (let r = 0; r < rows; r++) expect(backwards.slice(r * D, (r + 1) * D)).toEqual(whole.slice((rows - 1 - r) * D, (rows - r) * D));
     });
 
     it("that return another shape, or no tensor, are refused by name", () => {

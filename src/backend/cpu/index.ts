@@ -5,7 +5,7 @@
 
 import { availableParallelism } from "node:os";
 import { ConfigError, TensorError } from "../../core/errors.js";
-import { BINARY_OPS, UNARY_OPS, type AdamSettings, type Backend, type BinaryOp, type Buf, type DType, type Epilogue, type MemoryUse, type RandomKey, type Spread, type UnaryOp } from "../backend.js";
+import { BINARY_OPS, UNARY_OPS, type AdamSettings, type Backend, type BinaryOp, type Buf, type DType, type Epilogue, type MemoryUse, type RandomKey, type RowGroups, type Spread, type UnaryOp } from "../backend.js";
 import { findCblas, type CblasSearch } from "./cblas.js";
 import { Control, MAX_THREADS } from "./control.js";
 import { EPILOGUE, Executor } from "./executor.js";
@@ -410,8 +410,12 @@ export class CpuBackend implements Backend {
   dropout(x: Buf, y: Buf, n: number, rate: number, key: RandomKey, start: number): void {
     this.#run("dropout", n, GRAIN / 2, ptr(x), ptr(y), n, rate, ...keyWords(key), start);
   }
-  dropoutRows(x: Buf, y: Buf, rowIds: Buf, rows: number, width: number, rate: number, key: RandomKey, start: number): void {
-    this.#run("dropoutRows", rows, rowGrain(2 * width), ptr(x), ptr(y), ptr(rowIds), rows, width, rate, ...keyWords(key), start);
+  randomUniformRows(out: Buf, rowIds: Buf, rows: number, width: number, key: RandomKey, start: number, low: number, high: number): void {
+    this.#run("randomUniformRows", rows, rowGrain(width), ptr(out), ptr(rowIds), rows, width, ...keyWords(key), start, low, high);
+  }
+  dropoutRows(x: Buf, y: Buf, rowIds: Buf, groups: RowGroups | null, rows: number, width: number, rate: number, key: RandomKey, start: number): void {
+    const { offsets, count, first, total } = groups ?? { offsets: null, count: 1, first: 0, total: 1 };
+    this.#run("dropoutRows", rows, rowGrain(2 * width), ptr(x), ptr(y), ptr(rowIds), ptr(offsets), count, first, total, rows, width, rate, ...keyWords(key), start);
   }
 
   // ---- optimisers ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 /** The reference backend: every kernel as plain loops in float64. Slow, obvious, and what all others are held to. */
 
 import { normalAt, uniformAt } from "../../core/random.js";
-import type { Backend, BinaryOp, Buf, DType, MemoryUse, RandomKey, Spread, UnaryOp } from "../backend.js";
+import type { Backend, BinaryOp, Buf, DType, MemoryUse, RandomKey, RowGroups, Spread, UnaryOp } from "../backend.js";
 import { BINARY, UNARY, UNARY_DERIVATIVE } from "./elementwise.js";
 import { floats, ints, ReferenceMemory, type ReferenceBuf } from "./memory.js";
 import * as optimisers from "./optimisers.js";
@@ -146,11 +146,20 @@ export class ReferenceBackend implements Backend {
   dropout(x: Buf, y: Buf, n: number, rate: number, key: RandomKey, start: number): void {
     for (let i = 0; i < n; i++) floats(y)[i] = uniformAt(key, start + i) >= rate ? floats(x)[i]! / (1 - rate) : 0;
   }
-  dropoutRows(x: Buf, y: Buf, rowIds: Buf, rows: number, width: number, rate: number, key: RandomKey, start: number): void {
+  randomUniformRows(out: Buf, rowIds: Buf, rows: number, width: number, key: RandomKey, start: number, low: number, high: number): void {
     for (let r = 0; r < rows; r++) {
       const id = ints(rowIds)[r]!;
+      if (id < 0) floats(out).fill(0, r * width, (r + 1) * width);
+      else this.randomUniform(out.at(r * width), width, key, (start + id) * width, low, high);
+    }
+  }
+  dropoutRows(x: Buf, y: Buf, rowIds: Buf, groups: RowGroups | null, rows: number, width: number, rate: number, key: RandomKey, start: number): void {
+    const ends = groups ? ints(groups.offsets).subarray(1, groups.count + 1) : [];
+    for (let r = 0; r < rows; r++) {
+      const id = ints(rowIds)[r]!;
+      const row = groups ? (start + id) * groups.total + groups.first + ends.findIndex((end) => r < end) : start + id;
       if (id < 0) floats(y).fill(0, r * width, (r + 1) * width);
-      else this.dropout(x.at(r * width), y.at(r * width), width, rate, key, (start + id) * width);
+      else this.dropout(x.at(r * width), y.at(r * width), width, rate, key, row * width);
     }
   }
 

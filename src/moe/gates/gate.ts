@@ -45,8 +45,6 @@ export interface GroupedRows extends Groups {
   groupOf: Tensor;
   /** int32 (N): a number of each pair of row and group, row·G + group: what the row's noise depends on. */
   rowIds: Tensor;
-  /** Rows of the layer: ids are below numRows·G. */
-  numRows: number;
   /** On ranks: where the gates of the groups are, and the rows with them. */
   places?: GroupPlaces;
 }

@@ -66,7 +66,7 @@ export class HierarchicalGate extends Module implements Gate {
     const routing = routeByExpert(first, numGroups);
     const groupOf = gatherIndices(reshape(first.experts, [-1]), routing.order);
     const places = context.ranks && new GroupPlaces(context.ranks, first, routing, numGroups);
-    const groups: GroupedRows = { offsets: routing.offsets, count: numGroups, groupOf, rowIds: addIndices(groupOf, routing.rows, numGroups), numRows, ...(places ? { places } : {}) };
+    const groups: GroupedRows = { offsets: routing.offsets, count: numGroups, groupOf, rowIds: addIndices(groupOf, routing.rows, numGroups), ...(places ? { places } : {}) };
     const second = secondary.route(places ? places.toGroups(x) : dispatch(x, routing), context, groups);
 
     const placeGates = pick(reshape(first.gates, [-1]), routing.order);

@@ -61,15 +61,12 @@ export function rowsOfUniform(x: Tensor, low: number, high: number, key: { seed:
     backend.randomUniform(y.buffer, y.size, key, firstRow * width, low, high);
     return y;
   }
-  // Numbers of all rows of all ranks, or of every pair of row and group, of which each row takes its own: gates are narrow beside experts.
-  const all = empty([ids.count, width], "float32", backend);
-  backend.randomUniform(all.buffer, all.size, key, firstRow * ids.perRow * width, low, high);
-  backend.gatherRows(all.buffer, ids.rowIds.buffer, y.buffer, rows, width);
+  backend.randomUniformRows(y.buffer, ids.rowIds.buffer, rows, width, key, firstRow * ids.perRow, low, high);
   return y;
 }
 
 /** What each row's numbers are found by, where the rows are not all those there are, in order. */
-function idsOf(groups: GroupedRows | undefined, ranks: RankRows | undefined): { rowIds: Tensor; perRow: number; count: number } | undefined {
-  if (groups) return { rowIds: groups.rowIds, perRow: groups.count, count: groups.numRows * groups.count };
-  return ranks && { rowIds: ranks.own, perRow: 1, count: ranks.total };
+function idsOf(groups: GroupedRows | undefined, ranks: RankRows | undefined): { rowIds: Tensor; perRow: number } | undefined {
+  if (groups) return { rowIds: groups.rowIds, perRow: groups.count };
+  return ranks && { rowIds: ranks.own, perRow: 1 };
 }

@@ -1,6 +1,6 @@
 /** Random tensors and dropout. Every element is a function of seed, stream, step and its own index; see core/random.ts. */
 
-import type { Backend, RandomKey } from "../../backend/backend.js";
+import type { Backend, RandomKey, RowGroups } from "../../backend/backend.js";
 import { ConfigError, TensorError } from "../../core/errors.js";
 import { streamId } from "../../core/random.js";
 import { defaultBackend } from "../default-backend.js";
@@ -55,18 +55,26 @@ export function dropout(x: Tensor, rate: number, key: RandomKey, start = 0): Ten
   });
 }
 
-/** `dropout` of rows (N, width) that stand in another order than their own: row r draws what row `start + rowIds[r]` would. Rows of no id become zero. */
-export function dropoutRows(x: Tensor, rate: number, key: RandomKey, rowIds: Tensor, start = 0): Tensor {
+/**
+ * `dropout` of rows (N, width) that stand in another order than their own: row r draws what row `start + rowIds[r]` would. Rows of no id become zero.
+ * @param groups where rows are grouped: row n draws what row n·total + first + g would in group g, so that each pair of a row and a group has numbers of its own
+ */
+export function dropoutRows(x: Tensor, rate: number, key: RandomKey, rowIds: Tensor, start = 0, groups?: RowGroups<Tensor>): Tensor {
   checkOperands("dropoutRows", "float32", x);
   checkOperands("dropoutRows", "int32", rowIds);
   if (!(rate >= 0 && rate < 1)) throw new ConfigError(`dropoutRows: expected a rate from 0 to below 1, got ${rate}.`);
   if (x.rank !== 2 || rowIds.size !== x.shape[0]) throw new TensorError(`dropoutRows: expected x (N, width) and N row ids, got [${x.shape.join(", ")}] and [${rowIds.shape.join(", ")}].`);
+  if (groups && (groups.offsets.dtype !== "int32" || groups.offsets.size !== groups.count + 1)) {
+    throw new TensorError(`dropoutRows: expected int32 offsets (${groups.count + 1}) of ${groups.count} groups, got ${groups.offsets.dtype} [${groups.offsets.shape.join(", ")}].`);
+  }
   const [rows, width] = x.shape as [number, number];
-  const y = empty(x.shape, "float32", x.backend);
-  x.backend.dropoutRows(x.buffer, y.buffer, rowIds.buffer, rows, width, rate, key, start);
-  return record("dropoutRows", y, [x], (dy) => {
-    const dx = empty(x.shape, "float32", x.backend);
-    x.backend.dropoutRows(dy.buffer, dx.buffer, rowIds.buffer, rows, width, rate, key, start);
-    return [dx];
+  const inGroups = groups ? { ...groups, offsets: groups.offsets.buffer } : null;
+  const drop = (from: Tensor): Tensor => {
+    const to = empty(x.shape, "float32", x.backend);
+    x.backend.dropoutRows(from.buffer, to.buffer, rowIds.buffer, inGroups, rows, width, rate, key, start);
+    return to;
+  };
+  return record("dropoutRows", drop(x), [x], (dy) => {
+    return [drop(dy)];
   });
 }

@@ -35,9 +35,14 @@ for (const [rows, width] of SHAPES) {
     for (const rate of [0, 0.5]) {
       const label = `${rows}×${width} from row ${start}, seed ${key!.seed}, rate ${rate}`;
       const x = draw.floats(rows * width, 0.5, 2);
-      add("dropoutRows", label, { x, y: blank(rows * width), rowIds }, (b, m) => b.dropoutRows(m.x, m.y, m.rowIds, rows, width, rate, key!, start), {}, 1e-6);
-      add("dropoutRows", `${label} in place`, { x, rowIds }, (b, m) => b.dropoutRows(m.x, m.x, m.rowIds, rows, width, rate, key!, start), {}, 1e-6);
+      add("dropoutRows", label, { x, y: blank(rows * width), rowIds }, (b, m) => b.dropoutRows(m.x, m.y, m.rowIds, null, rows, width, rate, key!, start), {}, 1e-6);
+      add("dropoutRows", `${label} in place`, { x, rowIds }, (b, m) => b.dropoutRows(m.x, m.x, m.rowIds, null, rows, width, rate, key!, start), {}, 1e-6);
+      // Five groups, two of them without rows; what is behind the last has no ids.
+      const offsets = Int32Array.of(0, Math.floor(rows / 3), Math.floor(rows / 3), Math.floor((2 * rows) / 3), rows, rows);
+      add("dropoutRows", `${label} in groups`, { x, y: blank(rows * width), rowIds, offsets }, (b, m) => b.dropoutRows(m.x, m.y, m.rowIds, { offsets: m.offsets, count: 5, first: 3, total: 2 ** 12 }, rows, width, rate, key!, start % 2 ** 20), {}, 1e-6);
     }
+    add("randomUniformRows", `${rows}×${width} from row ${start}, seed ${key!.seed}`, { out: blank(rows * width), rowIds },
+      (b, m) => b.randomUniformRows(m.out, m.rowIds, rows, width, key!, start, -2, 3), { out: 5 }, 1e-6);
   }
 }
 
@@ -94,6 +99,13 @@ worked("factoredAdamRows touches only the matrices named",
   { param: [1, 1, 0.75, 1], rowMean: [0, 0, 4.5, 0], colMean: [0, 0, 4.5, 0], steps: [4, 4, 1, 4] });
 const ONES = new Float64Array(15).fill(1);
 worked("dropoutRows draws for row r what stands at its id in the stream, and nothing for no id", { x: ONES, y: blank(15), rowIds: Int32Array.of(2, -1, 0, 7, 2) },
-  (b, { x, y, rowIds }) => b.dropoutRows(x, y, rowIds, 5, 3, 0.5, KEYS[0]!, 4),
+  (b, { x, y, rowIds }) => b.dropoutRows(x, y, rowIds, null, 5, 3, 0.5, KEYS[0]!, 4),
   // Rows 6, 4 and 11 of a stream of rows of three; what stays is doubled.
   { y: [6, -1, 4, 11, 6].flatMap((row) => [0, 1, 2].map((j) => (row >= 0 && uniformAt(KEYS[0]!, 3 * row + j) >= 0.5 ? 2 : 0))) });
+worked("dropoutRows in groups draws for each pair of a row and a group, more of which there may be than an int32 counts", { x: ONES, y: blank(15), rowIds: Int32Array.of(0, 2 ** 20, 7, 2 ** 20, -1), offsets: Int32Array.of(0, 2, 2, 4) },
+  (b, { x, y, rowIds, offsets }) => b.dropoutRows(x, y, rowIds, { offsets, count: 3, first: 5, total: 2 ** 18 }, 5, 3, 0.5, KEYS[0]!, 1),
+  // Group 5 has the first two rows, 7 the next two: (1 + id)·2¹⁸ + group.
+  { y: [[0, 5], [2 ** 20, 5], [7, 7], [2 ** 20, 7], [-1, 0]].flatMap(([id, group]) => [0, 1, 2].map((j) => (id! >= 0 && uniformAt(KEYS[0]!, 3 * ((1 + id!) * 2 ** 18 + group!) + j) >= 0.5 ? 2 : 0))) });
+worked("randomUniformRows gives row r what stands at its id in the stream, and zeros for no id", { out: blank(15), rowIds: Int32Array.of(2, -1, 0, 7, 2) },
+  (b, { out, rowIds }) => b.randomUniformRows(out, rowIds, 5, 3, KEYS[0]!, 4, -1, 3),
+  { out: [6, -1, 4, 11, 6].flatMap((row) => [0, 1, 2].map((j) => (row >= 0 ? -1 + 4 * uniformAt(KEYS[0]!, 3 * row + j) : 0))) });

@@ -227,6 +227,7 @@ for (const { name, make } of BACKENDS) {
           weights(builtIn);
           const own = new MoE({
             ...options,
+            expertHiddenSize: undefined,
             numExperts: 4,
             gate,
             topK,
@@ -247,6 +248,7 @@ for (const { name, make } of BACKENDS) {
           weights(deep);
           const ownDeep = new HierarchicalMoE({
             ...levels,
+            expertHiddenSize: undefined,
             experts: (e) => new OwnExpert(deep.experts as FeedForwardExperts, e),
           });
           copyGate(deep, ownDeep);

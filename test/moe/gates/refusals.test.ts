@@ -7,6 +7,7 @@ import { HierarchicalGate } from "#sparsegate/moe/gates/hierarchical.js";
 import { makeGate, type GateConfig } from "#sparsegate/moe/gates/index.js";
 import { HierarchicalMoE, type HierarchicalMoEOptions } from "#sparsegate/moe/hierarchical.js";
 import { MoE, type MoEOptions } from "#sparsegate/moe/layer.js";
+import { Linear } from "#sparsegate/nn/layers.js";
 import * as sg from "#sparsegate/tensor/index.js";
 import { BACKENDS, useBackend } from "../../use-backend.js";
 
@@ -271,6 +272,20 @@ const CASES: [claim: string, make: () => unknown, message: RegExp][] = [
     () => flat("top-k", { expertDropout: 1 }),
     /^FeedForwardExperts: expected expertDropout to be a finite number from 0 to 0\.999, got 1/,
   ],
+  ["no width of the experts", () => flat("top-k", { expertHiddenSize: null as never }), /^FeedForwardExperts: expected expertHiddenSize to be an integer of at least 1, got null/],
+  ["an expert that is none", () => flat("top-k", { experts: [undefined, undefined, undefined, undefined] as never }), /^MoE: expected expert 0 to be a module with a method forward\(x\), got undefined/],
+  ["a function that makes no expert", () => flat("top-k", { experts: ((i: number) => (i === 2 ? {} : new Linear({ inputSize: 3, outputSize: 3, name: `${i}` }))) as never }), /^MoE: expected expert 2 to be a module/],
+  ["experts that are no list", () => flat("top-k", { experts: "abc" as never }), /^MoE: expected experts to be an array of modules, or a function that makes expert i, got "abc"/],
+  [
+    "options of the built-in experts beside others",
+    () => flat("top-k", { activation: "gelu", expertDropout: 0.1, experts: (i) => new Linear({ inputSize: 3, outputSize: 3, name: `${i}` }) }),
+    /^MoE: expected no activation, expertDropout beside experts made elsewhere, got "gelu"\. Give them to the experts\.$/,
+  ],
+  [
+    "a context without a row to begin with",
+    () => flat("top-k").forward(sg.zeros([2, 3]), { training: true } as never),
+    /^MoE\.forward: expected context\.seed to be an integer, got undefined/,
+  ],
   [
     "a width of 0",
     () => new ExpertChoiceGate({ hiddenSize: 0, numExperts: 2, topK: 1 }),
@@ -301,7 +316,7 @@ describe("gates and layers refuse", () => {
       groupOf: sg.zeros([4], "int32"),
       rowIds: sg.zeros([4], "int32"),
       rows: sg.zeros([4], "int32"),
-      numRows: 4,
+
     };
     expect(() => gate(4).route(x, context, groups)).toThrow(
       /^SwitchGate\.route: expected rows in no groups \(numGroups\), got 2\.$/,

@@ -1,6 +1,7 @@
 /** Switch routing (Fedus et al. 2021) against the loop, and golden values worked out by hand: one expert a row, capacity, loss, the gradient of a single choice. */
 
 import { describe, expect, it } from "vitest";
+import { HierarchicalMoE } from "#sparsegate/moe/hierarchical.js";
 import { MoE } from "#sparsegate/moe/layer.js";
 import * as sg from "#sparsegate/tensor/index.js";
 import { denseGradient } from "../../tensor/finite-differences.js";
@@ -114,6 +115,20 @@ for (const { name, make } of BACKENDS) {
         const still = list(layer(0).moe.forward(x, EVALUATION).output);
         expect(list(layer(0.3).moe.forward(x, EVALUATION).output)).toEqual(still);
         expect(list(layer(0.3).moe.forward(x, { ...EVALUATION, seed: 9, step: 8 }).output)).toEqual(still);
+      });
+      it("in groups takes no more memory than the rows dealt to them", () => {
+        const [N, width, groups] = [64, 256, 64];
+        const peak = (jitter: number): number => {
+          const gate = { type: "switch", jitter } as const;
+          const moe = new HierarchicalMoE({ hiddenSize: width, numExperts: [groups, 2], gate, secondaryGate: gate, expertHiddenSize: 4 });
+          const x = sg.randomNormal([N, width], { seed: 1 });
+          x.backend.resetPeak();
+          const before = x.backend.memory().used;
+          sg.scope(() => void moe.forward(x, TRAINING));
+          return x.backend.memory().peak - before;
+        };
+        // What is shaken and by how much, at either level, where a matrix for all pairs of rows and groups would be sixty-four times x.
+        expect(peak(0.1) - peak(0)).toBeLessThan(5 * N * width * 8);
       });
       it("is uniform in [1 − ε, 1 + ε]: with one row of ones and W the unit matrix the logits are the factors", () => {
         const E = 400;

@@ -6,7 +6,7 @@ import { HierarchicalGate } from "#sparsegate/moe/gates/hierarchical.js";
 import { NoisyTopKGate } from "#sparsegate/moe/gates/noisy-top-k.js";
 import { HierarchicalMoE } from "#sparsegate/moe/hierarchical.js";
 import { MoE } from "#sparsegate/moe/layer.js";
-import { Linear } from "#sparsegate/nn/layers.js";
+import { Dropout, Linear } from "#sparsegate/nn/layers.js";
 import { add, affine, backward, mul, setDefaultBackend, sum, tensor } from "#sparsegate/tensor/index.js";
 
 /** Numbers from -1 to 1 that depend on nothing but their place (a linear congruential generator of Numerical Recipes). */
@@ -26,12 +26,24 @@ const SPREADS = {
   last: (rows, size) => Array.from({ length: size }, (_, r) => (r === size - 1 ? [...new Array(rows).keys()] : [])),
 };
 
+/** A linear expert that drops. */
+class Dropping extends Linear {
+  constructor(options) {
+    super(options);
+    this.dropout = new Dropout(0.3, options.name);
+  }
+
+  forward(x, context) {
+    return this.dropout.forward(super.forward(x), context);
+  }
+}
+
 export default function layer(comm, { options, hierarchical = false, madeGate = false, modules = false, rows = 42, width = 6, spread = "lanes", training = true, backend = "reference", toOne = false }) {
   const made = backend === "reference" ? new ReferenceBackend() : new CpuBackend({ threads: 1 });
   const before = setDefaultBackend(made);
   try {
     const here = SPREADS[spread](rows, comm?.size ?? 1)[comm?.rank ?? 0];
-    const experts = modules ? { experts: (i) => new Linear({ name: `expert.${i}`, inputSize: width, outputSize: width, seed: 3 }) } : {};
+    const experts = modules ? { experts: (i) => new Dropping({ name: `expert.${i}`, inputSize: width, outputSize: width, seed: 3 }) } : {};
     const level = (numExperts, name, numGroups) => new NoisyTopKGate({ hiddenSize: width, numExperts, numGroups, topK: 2, name });
     const gate = madeGate ? { gate: new HierarchicalGate({ primary: level(3, "gate.primary"), secondary: level(options.numExperts / 3, "gate.secondary", 3) }) } : {};
     const moe = new (hierarchical ? HierarchicalMoE : MoE)({ hiddenSize: width, seed: 3, ...options, ...experts, ...gate, comm });
