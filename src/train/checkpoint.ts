@@ -12,7 +12,7 @@ import { checkInteger } from "../core/checks.js";
 import { ConfigError, expectation, FileError } from "../core/errors.js";
 import { fileError, fsyncFolder, makeFolder, quietly, temporaryWriter, writeFileAtomic } from "./atomic.js";
 import { isOtherProcess } from "./lock.js";
-import { crc32, SafetensorsFile, type StoredTensor, type TensorData, type TensorInfo, writeSafetensors } from "./safetensors.js";
+import { crc32, SafetensorsFile, type StoredDtype, type StoredTensor, type TensorData, type TensorInfo, writeSafetensors } from "./safetensors.js";
 
 /** What a checkpoint keeps. Objects are plain JSON: numbers that are not finite are refused, as JSON would lose them. */
 export interface CheckpointContents {
@@ -160,6 +160,18 @@ export function loadCheckpoint(path: string): Checkpoint {
   for (const name of [...files.keys()].filter((file) => ownName.test(file))) files.delete(name);
   const optimizer = tensors.optimizer.size > 0 ? new TensorFiles(path, [...tensors.optimizer.values()]) : null;
   return { path, step, config, state, files, model: new TensorFiles(path, [...tensors.model.values()]), optimizer };
+}
+
+/**
+ * Saves a loaded checkpoint in another run's folder, for use: without optimiser and state. Every byte is checked on the way.
+ * @throws FileError as from saveCheckpoint, or naming the file that is damaged
+ */
+export function copyCheckpoint({ step, config, model, files }: Checkpoint, runDir: string): void {
+  const tensors = model.names.map((name): StoredTensor => {
+    const { shape, dtype } = model.info(name);
+    return { name, shape, dtype: dtype as StoredDtype, data: () => model.read(name) };
+  });
+  saveCheckpoint(runDir, step, { config, model: tensors, files });
 }
 
 /** The tensors of one or more safetensors files under one roof. */

@@ -36,6 +36,11 @@ export class EarlyStopping {
     return this.#best ?? undefined;
   }
 
+  /** Lets go of a best whose parameters are lost: the next evaluation is the best, whatever it gives. A run that is to end still is. */
+  forgetBest(): void {
+    this.#best = null;
+  }
+
   /** For a checkpoint. */
   state(): EarlyStoppingState {
     return { best: this.#best, since: this.#since };

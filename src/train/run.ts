@@ -9,7 +9,7 @@ import { defaultBackend } from "../tensor/default-backend.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Tokenizer } from "../text/tokenizer.js";
 import { writeFileAtomic } from "./atomic.js";
-import { checkpointSteps, deleteCheckpoints, saveCheckpoint, type Checkpoint, type CheckpointContents } from "./checkpoint.js";
+import { checkpointSteps, copyCheckpoint, deleteCheckpoints, loadCheckpoint, saveCheckpoint, type Checkpoint, type CheckpointContents } from "./checkpoint.js";
 import type { TrainConfig } from "./config.js";
 import { EarlyStopping } from "./early-stopping.js";
 import { checkUnlocked, lockFolder } from "./lock.js";
@@ -141,10 +141,12 @@ export async function runTask<R extends StepFigures, E extends EvaluationFigures
   try {
     deleteCheckpoints(config.output_dir, inTheWay);
     const best = bestFolder(config);
+    const ofThisRun = checkpoint && isOwn(config, checkpoint) ? checkpoint.step : -1;
     deleteCheckpoints(
       best,
-      checkpointSteps(best).filter((step) => step > (checkpoint?.step ?? -1)),
+      checkpointSteps(best).filter((step) => step > ofThisRun),
     );
+    run.bringBest();
     writeFileAtomic(join(config.output_dir, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
     return await run.go();
   } finally {
@@ -162,7 +164,7 @@ const writes = ({ ephemeral, comm }: Pick<RunOptions<never, never>, "ephemeral" 
  */
 export function checkpointsInTheWay(config: TrainConfig, { overwrite = false }: { overwrite?: boolean }, checkpoint?: Checkpoint): number[] {
   checkUnlocked(config.output_dir);
-  const sameRun = checkpoint !== undefined && resolve(runFolder(checkpoint)) === resolve(config.output_dir);
+  const sameRun = checkpoint !== undefined && isOwn(config, checkpoint);
   const steps = checkpointSteps(config.output_dir).filter((step) => !sameRun || step > checkpoint.step);
   if (steps.length === 0 || overwrite) return steps;
   const found = `checkpoint-${steps.at(-1)}`;
@@ -185,6 +187,11 @@ export function checkpointsInTheWay(config: TrainConfig, { overwrite = false }: 
   );
 }
 
+/** Whether a checkpoint is in the run's own folder, and not in that of a run which goes on here. */
+function isOwn({ output_dir }: TrainConfig, checkpoint: Checkpoint): boolean {
+  return resolve(runFolder(checkpoint)) === resolve(output_dir);
+}
+
 /** Where the parameters of the best step are kept. */
 function bestFolder({ output_dir }: TrainConfig): string {
   return join(output_dir, BEST_FOLDER);
@@ -203,6 +210,8 @@ class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> 
   /** Evaluations of this step still to be made. Saved: an interruption may give them up. */
   #due: EvaluatedText[] = [];
   readonly #stopping: EarlyStopping;
+  /** The best step of a run that goes on in another folder. */
+  #bestElsewhere: Checkpoint | undefined;
   readonly #evaluations: { [text in EvaluatedText]?: E } = {};
 
   constructor(
@@ -237,7 +246,38 @@ class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> 
     this.#interval = { ...(interval as { loss: number; tokens: number }) };
     this.#due = (due as EvaluatedText[]).filter((text) => this.texts[text]);
     this.#stopping.restore(checkpoint.state["stopping"]);
+    if (task.keepsBest && !this.options.ephemeral) this.#findBest(checkpoint);
     task.restore?.(checkpoint);
+  }
+
+  /**
+   * Finds the parameters of the best step, which other folders and older checkpoints may lack, and forgets the step where they are gone: at the end it would
+   * be too late. All ranks look into the same folder, of which no rank deletes them.
+   * @throws FileError where they are damaged
+   */
+  #findBest(checkpoint: Checkpoint): void {
+    const step = this.#stopping.best?.step;
+    if (step === undefined) return;
+    const folder = join(runFolder(checkpoint), BEST_FOLDER);
+    const path = join(folder, `checkpoint-${step}`);
+    if (!checkpointSteps(folder).includes(step)) {
+      this.#stopping.forgetBest();
+      if ((this.#comm?.rank ?? 0) > 0) return;
+      this.options.progress?.announce(`The best step so far, ${step}, is forgotten: its parameters are not in ${folder} any more. The next evaluation is the best until one is lower.`);
+      return;
+    }
+    try {
+      const best = loadCheckpoint(path);
+      if (!isOwn(this.config, checkpoint)) this.#bestElsewhere = best;
+    } catch (error) {
+      if (!(error instanceof FileError)) throw error;
+      throw new FileError(`${error.message} Or delete ${path}: the best step is then forgotten.`, { cause: error });
+    }
+  }
+
+  /** Takes the best step along into this run's folder. @throws FileError */
+  bringBest(): void {
+    if (this.#bestElsewhere) copyCheckpoint(this.#bestElsewhere, bestFolder(this.config));
   }
 
   /** @throws FileError; NonFiniteError when a tensor holds NaN or an infinity. Checkpoints before stay. */

@@ -1,17 +1,23 @@
 /** Early stopping: it ends where the count says, keeps the best parameters, tests those, and a run that was interrupted ends as one that was not. */
 
-import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
+import { Module, parameter } from "#sparsegate/nn/module.js";
+import type { Optimizer } from "#sparsegate/optim/optimizers.js";
 import { defaultBackend } from "#sparsegate/tensor/default-backend.js";
 import { tokenizeCorpus } from "#sparsegate/text/dataset.js";
 import { checkConfig, type TrainConfig } from "#sparsegate/train/config.js";
 import { EarlyStopping } from "#sparsegate/train/early-stopping.js";
 import { readMetrics } from "#sparsegate/train/metrics.js";
+import { Progress } from "#sparsegate/train/progress.js";
 import { loadModel, openCheckpoint } from "#sparsegate/train/restore.js";
+import { runTask, type RunResult, type Task } from "#sparsegate/train/run.js";
 import { evaluateOn, train } from "#sparsegate/train/trainer.js";
 import { sentences, traces } from "../cli/helpers.js";
+
+const kept = (folder: string): string[] => readdirSync(join(root, folder, "best")).sort();
 
 const root = mkdtempSync(join(tmpdir(), "sparsegate-patience-"));
 afterAll(() => {
@@ -141,5 +147,86 @@ describe("a run with a patience of three", () => {
     const plain = await train(configOf("plain", { max_steps: 5, patience: undefined }), text);
     plain.model.dispose();
     expect([plain.best, existsSync(join(root, "plain/best"))]).toEqual([undefined, false]);
+  });
+});
+
+describe("a run that is resumed", () => {
+  class Counter extends Module {
+    readonly step = parameter("step", [1], { kind: "zeros" });
+  }
+  const figures = { loss: 1, gradNorm: 1, tokens: 1 };
+  type Figures = { loss: number };
+  /** A model that is the number of its steps. The validation text has the losses that are given, the test text the number of the model that is tested. */
+  const task = (losses: readonly number[]): Task<typeof figures, Figures> => {
+    const model = new Counter();
+    const state = parameter("state", [1], { kind: "zeros" });
+    const optimizer = { steps: 0, prepare: () => new Map([["state", state]]), dispose() {} };
+    return {
+      model,
+      optimizer: optimizer as unknown as Optimizer,
+      tokenizer: { save: () => ({ file: "tokenizer.json", text: "{}" }) } as Task<typeof figures, Figures>["tokenizer"],
+      stream: { state: () => ({}), restore() {} },
+      corpus: 1,
+      corpusFlags: "--train",
+      unit: "tokens",
+      keepsBest: true,
+      step() {
+        model.step.backend.write(model.step.buffer, [++optimizer.steps]);
+        return figures;
+      },
+      stepMetrics: () => ({}),
+      position: () => "",
+      *evaluation(which) {
+        yield;
+        return { loss: which === "test" ? model.step.item() : (losses[optimizer.steps - 1] ?? 9) };
+      },
+      evaluationMetrics: ({ loss }) => ({ loss }),
+    };
+  };
+  const texts = { valid: true, test: true };
+  const config = (folder: string, more: Record<string, unknown> = {}): TrainConfig =>
+    configOf(folder, { model: "LSTM", max_steps: 5, eval_steps: 1, save_steps: 1, save_total_limit: 9, logging_steps: 1, ...more });
+  let said = "";
+  const resume = (from: string, given: TrainConfig, losses: readonly number[]): Promise<RunResult<Figures>> => {
+    said = "";
+    const progress = new Progress({ enabled: false, stream: { write: (line: string) => ((said += line), true) } });
+    return runTask(given, texts, { overwrite: true, progress }, openCheckpoint("--resume", join(root, from)), () => task(losses));
+  };
+  /** Best at the steps 1, 3, 4 and 5, of which best/ keeps the last two. */
+  const begin = (folder: string): Promise<RunResult<Figures>> => runTask(config(folder), texts, { overwrite: true }, undefined, () => task([5, 6, 4, 3, 2]));
+
+  test("in another folder has the best step there too, in place of those of another run, and tests it at its end", async () => {
+    expect((await begin("a")).best).toEqual({ step: 5, loss: 2 });
+    await begin("b");
+    const result = await resume("a", config("b", { max_steps: 20 }), []);
+    expect(result).toMatchObject({ finished: true, steps: 8, best: { step: 5, loss: 2 }, test: { loss: 5 } });
+    expect([kept("b"), said]).toEqual([["checkpoint-5"], ""]);
+    const files = (run: string): Buffer[] => ["config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"].map((name) => readFileSync(join(root, run, "best/checkpoint-5", name)));
+    expect(files("b")).toEqual(files("a"));
+  });
+
+  test("from before the steps that best/ holds forgets the best of then, says so, and ends with a best that is there", async () => {
+    await begin("back");
+    const result = await resume("back/checkpoint-2", config("back", { max_steps: 20 }), []);
+    expect(said).toBe(`The best step so far, 1, is forgotten: its parameters are not in ${join(root, "back/best")} any more. The next evaluation is the best until one is lower.\n`);
+    // Of the losses, which are all 9, the last is the best.
+    expect(result).toMatchObject({ finished: true, steps: 6, best: { step: 6, loss: 9 }, test: { loss: 6 } });
+    expect(kept("back")).toContain("checkpoint-6");
+  });
+
+  test("at its end, without its best step, tests the last and names none as the best", async () => {
+    await begin("lost");
+    rmSync(join(root, "lost/best"), { recursive: true });
+    const result = await resume("lost", config("lost"), []);
+    expect(result).toMatchObject({ finished: true, steps: 5, test: { loss: 5 } });
+    expect(result).not.toHaveProperty("best");
+    expect(said).toContain("The best step so far, 5, is forgotten");
+  });
+
+  test("with a best step that is damaged is refused before it begins", async () => {
+    await begin("damaged");
+    const path = join(root, "damaged/best/checkpoint-5");
+    writeFileSync(join(path, "tokenizer.json"), "[]");
+    await expect(resume("damaged", config("damaged", { max_steps: 20 }), [])).rejects.toThrow(`Or delete ${path}: the best step is then forgotten.`);
   });
 });

@@ -1,6 +1,5 @@
 /** From checkpoints back to a translation model: the last of a run, its best, or the average of its last ones. */
 
-import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { checkInteger } from "../../core/checks.js";
 import { ConfigError, expectation } from "../../core/errors.js";
@@ -53,7 +52,8 @@ export function loadTranslationModel(where: string, path: string, { checkpoint =
 
 function chosen(where: string, path: string, which: "best" | "last"): Checkpoint {
   const best = join(path, BEST_FOLDER);
-  return openCheckpoint(where, which === "best" && existsSync(best) ? best : path);
+  // The folder may be there and empty: a run that begins anew in it has deleted what there was.
+  return openCheckpoint(where, which === "best" && checkpointSteps(best).length > 0 ? best : path);
 }
 
 /** The last checkpoints of a run, newest first. */
