@@ -14,7 +14,7 @@ import { translationSamples, type TranslationSample } from "../train/translation
 import { openBackend } from "./backend.js";
 import { table } from "./format.js";
 import { oneLine, print } from "./output.js";
-import { load, searchOf } from "./translation.js";
+import { load, sayCaveats, searchOf } from "./translation.js";
 
 type Options = Record<string, unknown>;
 
@@ -35,6 +35,7 @@ export async function evalTranslationCommand(run: string, options: Options): Pro
   const search = searchOf(options, loaded, "eval", { everyPair });
   const { data, corpora } = await corporaOf(run, options, loaded);
   const texts = evaluationTexts(corpora, tokenizer, multilingual);
+  sayCaveats(config);
   const begun = performance.now();
   const result = evaluateTranslation(model, tokenizer, texts, { ...search, multilingual, batchTokens: config.batch_tokens });
   const seconds = Math.round((performance.now() - begun) / 100) / 10;
@@ -92,8 +93,8 @@ async function readGiven(config: TranslationConfig, data: string, target: string
 
 /** A text's figures, as JSON has them. */
 function figures({ evaluation, sentences, chrf }: Scored): Record<string, number> {
-  const { tokens, loss, perplexity, bleu, multiBleu } = evaluation;
-  return { sentences, tokens, loss, perplexity, bleu: bleu.score, multi_bleu: multiBleu.score, chrf: chrf.score };
+  const { tokens, loss, perplexity, bleu, multiBleu, cut } = evaluation;
+  return { sentences, cut_sources: cut, tokens, loss, perplexity, bleu: bleu.score, multi_bleu: multiBleu.score, chrf: chrf.score };
 }
 
 function details({ evaluation, samples }: Scored): Record<string, unknown> {
@@ -113,13 +114,14 @@ function printOne(data: string, text: Scored, seconds: number, json: boolean): v
 function printAll(data: string, { loss, perplexity, tokens, bleu }: TranslationEvaluation, texts: readonly Scored[], seconds: number, json: boolean): void {
   const mean = (of: (text: Scored) => number): number => texts.reduce((sum, text) => sum + of(text), 0) / texts.length;
   const sentences = texts.reduce((sum, text) => sum + text.sentences, 0);
+  const cut = texts.reduce((sum, { evaluation }) => sum + evaluation.cut, 0);
   const chrf = mean((text) => text.chrf.score);
   if (json) {
     const pairs = texts.map((text) => ({ pair: text.evaluation.name, ...figures(text), ...details(text) }));
-    print({ data, sentences, tokens, loss, perplexity, bleu, multi_bleu: mean(({ evaluation }) => evaluation.multiBleu.score), chrf, seconds, pairs }, true);
+    print({ data, sentences, cut_sources: cut, tokens, loss, perplexity, bleu, multi_bleu: mean(({ evaluation }) => evaluation.multiBleu.score), chrf, seconds, pairs }, true);
     return;
   }
-  print({ data, sentences, tokens, seconds }, false);
+  print({ data, sentences, cut_sources: cut, tokens, seconds }, false);
   const row = (name: string, ...values: number[]): string[] => [name, ...values.map((value) => value.toFixed(2))];
   const rows = texts.map(({ evaluation, chrf: own }) => row(evaluation.name, evaluation.perplexity, evaluation.bleu.score, own.score));
   const signatures = [...new Set(texts.map(({ evaluation }) => evaluation.bleu.signature))];

@@ -1,13 +1,14 @@
 /** What the commands do with translation models: training, and `sparsegate translate`. */
 
-import { readFileSync } from "node:fs";
+import { fstatSync } from "node:fs";
 import type { Communicator } from "../comm/index.js";
 import { translationCost, translationParameters } from "../models/cost.js";
 import { ConfigError, FileError, expectation } from "../core/errors.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { PairBatchStream } from "../text/pair-batches.js";
-import { writeFileAtomic } from "../train/atomic.js";
+import { fileError, writeFileAtomic } from "../train/atomic.js";
 import type { Checkpoint } from "../train/checkpoint.js";
+import { caveats } from "../train/moe-config.js";
 import { Progress } from "../train/progress.js";
 import { tokenizerOf } from "../train/restore.js";
 import { translationModelConfig, type TranslationConfig } from "../train/translation/config.js";
@@ -39,6 +40,7 @@ export async function trainTranslationRank(
   const { datasets, note } = await datasetsOf(config, checkpoint);
   if (first) progress.note(note);
   openBackend({ quiet: !first });
+  if (first) sayCaveats(config);
   const result = await trainTranslation(config, datasets, { progress, signal: listen(), overwrite, comm }, checkpoint).catch((error: unknown) => {
     progress.finish(); // an error message begins on a line of its own
     throw error;
@@ -114,6 +116,11 @@ export function searchOf(options: Options, { multilingual, config }: LoadedTrans
   };
 }
 
+/** Says on stderr what a reader of figures and translations must know of the model's gates. */
+export function sayCaveats(config: TranslationConfig): void {
+  for (const note of caveats(config)) process.stderr.write(`${note}\n`);
+}
+
 export function load(where: string, run: string, options: Options): LoadedTranslation {
   const which = options["checkpoint"];
   if (which !== "best" && which !== "last") throw new ConfigError(expectation("--checkpoint", "best or last", which));
@@ -122,11 +129,12 @@ export function load(where: string, run: string, options: Options): LoadedTransl
 
 /** `sparsegate translate`: a text on the command line, or stdin line by line. */
 export async function translateCommand(run: string, words: readonly string[], options: Options): Promise<void> {
-  const lines = words.length > 0 ? [words.join(" ")] : linesOf(readFileSync(0));
+  const lines = words.length > 0 ? [words.join(" ")] : linesOf(await readStdin());
   openBackend();
   const loaded = load("translate", run, options);
   const nBest = options["nBest"] as number;
   const search = { ...searchOf(options, loaded, "translate"), nBest };
+  sayCaveats(loaded.config);
   const progress = new Progress({ enabled: options["progress"] !== false && words.length === 0 });
   const begun = performance.now();
   const size = BATCHES_AT_ONCE * (search.batchSize ?? 1);
@@ -168,6 +176,19 @@ function write(line: number, source: string, translations: readonly Translation[
     process.stdout.write(`${JSON.stringify({ line, source, translations: shown })}\n`);
   } else if (several) for (const { text, score } of translations) process.stdout.write(`${line}\t${score.toFixed(4)}\t${oneLine(text)}\n`);
   else process.stdout.write(`${oneLine(translations[0]!.text)}\n`);
+}
+
+/** All of stdin, waited for: a pipe that does not block has nothing to read at times. @throws FileError */
+async function readStdin(): Promise<Uint8Array> {
+  const chunks: Buffer[] = [];
+  try {
+    // Node takes a folder for an empty stream.
+    if (fstatSync(0).isDirectory()) throw new FileError(expectation("translate", "text on stdin, a file or a pipe", "a folder", "Name a file: < text.en."));
+    for await (const chunk of process.stdin) chunks.push(chunk as Buffer);
+  } catch (error) {
+    throw fileError("translate", "stdin", "read", error);
+  }
+  return Buffer.concat(chunks);
 }
 
 /** @throws FileError for bytes that are not UTF-8 */

@@ -154,7 +154,7 @@ export class TranslationModel extends Module {
     checkNumber(where, "dropout", dropout, { min: 0, max: 0.99 });
     checkNumber(where, "wordDropout", wordDropout, { min: 0, max: 0.99 });
     checkNumber(where, "labelSmoothing", labelSmoothing, { min: 0, max: 0.999 });
-    if (middle.kind === "lstm") throw new ConfigError(expectation(where, "a middle moe, dense or none", middle.kind));
+    if (middle.kind === "lstm" || middle.kind === "single") throw new ConfigError(expectation(where, "a middle moe, dense or none", middle.kind));
     const makeMiddle = (name: string): MoE | FeedForward | undefined => {
       if (middle.kind === "moe") return makeMoE(middle, hiddenSize, seed, { name, where, comm });
       return middle.kind === "dense" ? new FeedForward({ hiddenSize, hiddenSizes: middle.hiddenSizes, name, seed }) : undefined;

@@ -21,6 +21,7 @@ export interface HierarchicalMoEOptions extends ExpertOptions, Omit<BalanceOptio
   secondaryGate?: GateConfig;
   /** Spreads the groups over ranks, each with its gate and its experts on one; otherwise as that of `MoE`. */
   comm?: MoEOptions["comm"];
+  /** Path in the model. Layers of one name and seed start with the same parameters and draw the same noise: give each its own. Default "moe". */
   name?: string;
   seed?: number;
 }

@@ -129,7 +129,7 @@ function step(
   weight: Tensor,
 ): { logits: Float32Array[]; next: LstmState[] } {
   const B = lanes.length;
-  const T = Math.min(...lanes.map(({ pending }) => pending.length));
+  const T = lanes.reduce((least, { pending }) => Math.min(least, pending.length), Infinity);
   const ids = new Int32Array(T * B);
   for (const [b, { pending }] of lanes.entries()) for (const [t, id] of pending.splice(0, T).entries()) ids[t * B + b] = id;
   const needed = lanes.some(({ pending }) => pending.length === 0);

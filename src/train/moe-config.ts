@@ -179,8 +179,18 @@ export function moeMiddle(config: TrainConfig): MiddleConfig {
 /** What a reader of a run's figures must know of its gates; a sentence each. */
 export function caveats(config: TrainConfig): string[] {
   const middle = moeMiddle(config);
-  if (middle.kind !== "moe" || !gateLevels(middle).some(({ type }) => nameOf(type) === "expert-choice")) return [];
-  return ["Note: gate expert-choice compares all positions of a batch, later ones too: perplexities are not those of a model that predicts."];
+  if (middle.kind !== "moe") return [];
+  const translates = config.task === "translation";
+  const notes: string[] = [];
+  if (gateLevels(middle).some(({ type }) => nameOf(type) === "expert-choice")) {
+    const also = translates ? ", and a translation depends on the sentences beside it" : "";
+    notes.push(`Note: gate expert-choice compares all positions of a batch, later ones too: perplexities are not those of a model that predicts${also}.`);
+  }
+  const capacity = config.eval_capacity_factor ?? config.capacity_factor;
+  if (translates && capacity !== undefined) {
+    notes.push(`Note: experts have a capacity in evaluation (${capacity} times their share): a translation depends on the sentences and beams beside it, which push each other out.`);
+  }
+  return notes;
 }
 
 /** A gate's name with those of the options that it has. */

@@ -48,7 +48,7 @@ export interface TrainingState {
 
 /**
  * @param batch of all ranks together
- * @throws NonFiniteError when the loss or a gradient is not finite, naming the layer; parameters are then as they were before the step
+ * @throws NonFiniteError when the loss or a gradient is not finite, naming the layer; parameters are then as they were before the step; what modules keep besides, a sigmoid gate's biases, may have moved
  */
 export function trainStep(training: TrainingState, batch: Batch, { seed, learningRate, maxGradNorm, sampledSoftmax, statistics = false }: StepOptions): StepResult {
   const { model, optimizer, comm } = training;

@@ -81,9 +81,9 @@ describe("a run of three pairs", { timeout: 60_000 }, () => {
   test("is evaluated on each pair of its test text, as training did, with their means", async () => {
     const { pairs, ...all } = await json(["eval", "run", "--checkpoint", "last", "--beam-size", "1"]);
     const each = pairs as Scores[];
-    expect(all).toMatchObject({ data: "test.{source}", sentences: 21, perplexity: trained["test_perplexity"], bleu: trained["test_bleu"] });
+    expect(all).toMatchObject({ data: "test.{source}", sentences: 21, cut_sources: 0, perplexity: trained["test_perplexity"], bleu: trained["test_bleu"] });
     for (const [i, scores] of (trained["pairs"] as Record<string, unknown>[]).entries()) {
-      expect(each[i]).toMatchObject({ pair: scores["pair"], sentences: 7, perplexity: scores["test_perplexity"], bleu: scores["test_bleu"] });
+      expect(each[i]).toMatchObject({ pair: scores["pair"], sentences: 7, cut_sources: 0, perplexity: scores["test_perplexity"], bleu: scores["test_bleu"] });
     }
     expect(all["chrf"]).toBeCloseTo(each.reduce((sum, { chrf }) => sum + chrf, 0) / 3, 9);
     expect(all["multi_bleu"]).toBeCloseTo(each.reduce((sum, { multi_bleu }) => sum + multi_bleu, 0) / 3, 9);

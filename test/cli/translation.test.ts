@@ -1,27 +1,32 @@
 /** Translation from the command line: a run is trained, resumed, evaluated and translates; and what is said to input that cannot be used. */
 
-import { spawn } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { spawn, type ChildProcess } from "node:child_process";
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { TRANSLATION_PRESETS } from "#sparsegate/train/translation/presets.js";
-import { flags, main, refused, run, sentences, type Outcome } from "./helpers.js";
+import { flags, main, refused, run, sentences, sleep, type Outcome } from "./helpers.js";
 
 const root = mkdtempSync(join(tmpdir(), "sparsegate-translate-"));
 const options = { task: "translation", train: "train.a", train_target: "train.b.gz", valid: "valid.a", valid_target: "valid.b", vocab_size: 280, model: "MoE-4", top_k: 2, hidden_size: 16, batch_tokens: 256, learning_rate: 0.02, eval_steps: 10, save_steps: 10, save_total_limit: 3 };
 const train = (change: Record<string, string | number> = {}, ...more: string[]): Promise<Outcome> => run(["train", ...flags({ ...options, max_steps: 20, output_dir: "run", ...change }), "--no-progress", ...more], { cwd: root });
-/** `translate` with lines on stdin. */
-const translate = (args: readonly string[], input: string | Buffer): Promise<Outcome> =>
+/** What a child said, once it has ended. */
+const outcomeOf = (child: ChildProcess): Promise<Outcome> =>
   new Promise((resolve) => {
-    const child = spawn(process.execPath, [main, "translate", ...args], { cwd: root, env: { ...process.env, SPARSEGATE_THREADS: "1" } });
     let [stdout, stderr] = ["", ""];
-    child.stdout.on("data", (data: Buffer) => (stdout += String(data)));
-    child.stderr.on("data", (data: Buffer) => (stderr += String(data)));
+    child.stdout!.on("data", (data: Buffer) => (stdout += String(data)));
+    child.stderr!.on("data", (data: Buffer) => (stderr += String(data)));
     child.on("close", (code, signal) => resolve({ code, signal, stdout, stderr }));
-    child.stdin.end(input);
   });
+const env = { ...process.env, SPARSEGATE_THREADS: "1" };
+/** `translate` with lines on stdin. */
+const translate = (args: readonly string[], input: string | Buffer): Promise<Outcome> => {
+  const child = spawn(process.execPath, [main, "translate", ...args], { cwd: root, env });
+  child.stdin.end(input);
+  return outcomeOf(child);
+};
 
 beforeAll(async () => {
   const write = (name: string, lines: readonly string[]): void => {
@@ -33,6 +38,8 @@ beforeAll(async () => {
   write("train.b.gz", lines.map((line) => line.toUpperCase()));
   write("valid.a", valid);
   write("valid.b", valid.map((line) => line.toUpperCase()));
+  write("long.a", ["w1", new Array(200).fill("w2").join(" "), "w3"]);
+  write("long.b", ["W1", "W2", "W3"]);
   write("short.b", valid.slice(1));
   write("train.tsv", ["a\tb", ...lines.map((line) => `${line}\t${line.toUpperCase()}`)]);
   writeFileSync(join(root, "lm.txt"), `${lines.join("\n")}\n`);
@@ -59,6 +66,20 @@ describe("a translation run", { timeout: 60_000 }, () => {
     expect((await translate(["run"], "")).stdout).toBe("");
   });
 
+  test("waits for lines on a pipe that does not block", async () => {
+    // Node sets the pipe so, and back where it is not killed.
+    const unblock = "process.stdin; process.kill(process.pid, 'SIGKILL')";
+    const child = spawn("sh", ["-c", `"$0" -e "${unblock}"; exec "$0" "$@"`, process.execPath, main, "translate", "run", "--beam-size", "1", "--no-progress"], { cwd: root, env });
+    const ended = outcomeOf(child);
+    child.stdin.on("error", () => {}); // where it did not wait
+    child.stdin.write("w1\nw");
+    await Promise.race([ended, sleep(1500)]);
+    child.stdin.end("2\n");
+    const { code, stdout, stderr } = await ended;
+    expect(code, stderr).toBe(0);
+    expect(stdout).toBe((await translate(["run", "--beam-size", "1", "--no-progress"], "w1\nw2\n")).stdout);
+  });
+
   test("translates a text of the command line; several translations have scores; JSON has what was read", async () => {
     const several = await run(["translate", "run", "w1 w2", "w3", "--n-best", "3", "--beam-size", "3"], { cwd: root });
     expect(several.stdout.trimEnd().split("\n").map((line) => line.split("\t")[0])).toEqual(["1", "1", "1"]);
@@ -79,7 +100,26 @@ describe("a translation run", { timeout: 60_000 }, () => {
     expect(own.stdout).toMatch(/^data: valid\.a\n/);
     expect(own.stdout).toMatch(/^BLEU\|nrefs:1\|case:mixed.* = \d+\.\d\d /m);
     const other = await run(["eval", "run", "--data", "valid.a", "--target", "valid.b", "--beam-size", "1", "--checkpoint", "last", "--json"], { cwd: root });
-    expect(JSON.parse(other.stdout)).toMatchObject({ sentences: 8, perplexity: expect.any(Number), bleu: expect.any(Number), multi_bleu: expect.any(Number), chrf: expect.any(Number) });
+    expect(JSON.parse(other.stdout)).toMatchObject({ sentences: 8, perplexity: expect.any(Number), bleu: expect.any(Number), multi_bleu: expect.any(Number), chrf: expect.any(Number), cut_sources: 0 });
+    expect(own.stdout).toContain("\ncut_sources: 0\n");
+    const long = await run(["eval", "run", "--data", "long.a", "--target", "long.b", "--beam-size", "1"], { cwd: root });
+    expect(long.stdout).toContain("\nsentences: 3\ncut_sources: 1\n");
+  });
+
+  test("tells of gates and capacities by which translations depend on the batch", async () => {
+    const small = { model: "MoE-4", max_steps: 1, hidden_size: 8 };
+    const kinds: readonly (readonly [string, Record<string, string | number>, string])[] = [
+      ["choice", { gate: "expert-choice" }, "Note: gate expert-choice compares all positions"],
+      ["capacity", { gate: "switch", top_k: 1, capacity_factor: 1.25 }, "Note: experts have a capacity in evaluation (1.25 times their share)"],
+    ];
+    for (const [folder, change, note] of kinds) {
+      const asked = [
+        () => train({ ...small, ...change, output_dir: folder }),
+        () => run(["eval", folder, "--beam-size", "1"], { cwd: root }),
+        () => translate([folder, "--beam-size", "1", "--no-progress"], "w1\n"),
+      ];
+      for (const ask of asked) expect((await ask()).stderr).toContain(note);
+    }
   });
 
   test("is trained on a table too, and --dry-run says what it costs", async () => {
@@ -131,6 +171,7 @@ describe("what cannot be used is refused in one line", { timeout: 60_000 }, () =
   test("files of different lengths", () => refused(train({ valid_target: "short.b", output_dir: "other" }), 'valid.a:8: expected its partner in short.b, got "7 lines there and 8 here".'));
   test("a missing target file", () => refused(run(["train", "--task", "translation", "--train", "train.a"], { cwd: root }), "--train-target: expected a text file, got undefined. Name the file with the translations of train.a, or"));
   test("a task's options with the other task", async () => {
+    await refused(train({ model: "LSTM-2048-512", top_k: 4, output_dir: "other" }, "--dry-run"), "--model: expected MoE-<experts>, MoE-<experts>-h, MoE-1-Wide, MoE-1-Deep or LSTM with --task translation, got \"LSTM-2048-512\".");
     await refused(train({ batch_size: 4, output_dir: "other" }), "--batch-size: expected left out with --task translation, got 4. Take --batch-tokens.");
     await refused(run(["train", "--train", "lm.txt", "--train-target", "train.b.gz"], { cwd: root }), "--train-target: expected left out without --task translation");
   });
@@ -149,6 +190,10 @@ describe("what cannot be used is refused in one line", { timeout: 60_000 }, () =
     await refused(translate(["run", "--average", "9"], "w1\n"), "translate: expected 9 checkpoints in run (--average), got 2.");
     await refused(translate(["run", "--checkpoint", "first"], "w1\n"), '--checkpoint: expected best or last, got "first".');
     await refused(translate(["run"], Buffer.from([0x66, 0xff])), 'translate: expected UTF-8 text on stdin, got "bytes that are not UTF-8".');
+    const folder = openSync(root, "r");
+    const child = spawn(process.execPath, [main, "translate", "run"], { cwd: root, env, stdio: [folder, "pipe", "pipe"] });
+    closeSync(folder);
+    await refused(outcomeOf(child), 'translate: expected text on stdin, a file or a pipe, got "a folder". Name a file: < text.en.');
     await refused(translate(["nowhere"], "w1\n"), "translate: expected a checkpoint in nowhere, got");
   });
   test("a run that is there, and another text to resume on", async () => {

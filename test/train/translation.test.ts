@@ -1,6 +1,6 @@
 /** Runs of translation models in memory and on disk: resumed bit for bit, the best and averaged checkpoints, evaluation, whole texts translated, presets. */
 
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { cpSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test, vi } from "vitest";
@@ -8,14 +8,16 @@ import { translationCost } from "#sparsegate/models/cost.js";
 import { defaultBackend } from "#sparsegate/tensor/default-backend.js";
 import { corpusBleu } from "#sparsegate/text/bleu.js";
 import { PairBatchStream, type PairBatch } from "#sparsegate/text/pair-batches.js";
+import { PairDataset } from "#sparsegate/text/pair-dataset.js";
 import type { ParallelCorpus } from "#sparsegate/text/parallel.js";
 import { loadCheckpoint, type Checkpoint } from "#sparsegate/train/checkpoint.js";
 import { checkConfig } from "#sparsegate/train/config.js";
 import { readMetrics } from "#sparsegate/train/metrics.js";
+import { caveats } from "#sparsegate/train/moe-config.js";
 import { checkSameModel, loadModel, openCheckpoint, tokenizerOf } from "#sparsegate/train/restore.js";
 import { isTranslation, translationModelConfig, type TranslationConfig } from "#sparsegate/train/translation/config.js";
 import { makeTranslationDatasets, type TranslationCorpora, type TranslationDatasets } from "#sparsegate/train/translation/data.js";
-import { evaluateTranslation } from "#sparsegate/train/translation/evaluate.js";
+import { evaluateTranslation, translationEvaluationSteps } from "#sparsegate/train/translation/evaluate.js";
 import { TRANSLATION_PRESETS, translationPreset } from "#sparsegate/train/translation/presets.js";
 import { languagePairs, pairTexts } from "#sparsegate/train/translation/pairs.js";
 import { loadTranslationModel } from "#sparsegate/train/translation/restore.js";
@@ -138,6 +140,26 @@ describe("a run on disk", () => {
     expect(again.loss).toBeCloseTo(found.loss, 5);
     expect(found.tokens).toBe(text!.data.targets.ids.length);
     expect(found.balance.encoder!.maxOverMeanLoad).toBeGreaterThan(0);
+    // Where translations are of cut sources, that is told, and perplexity is still of whole pairs.
+    const long = text!.data.sources.starts.reduce((count, start, i, starts) => count + (i > 0 && start - starts[i - 1]! > 12 ? 1 : 0), 0);
+    const short = evaluateTranslation(model, datasets.tokenizer, datasets.valid!, { ...options, beamSize: 1, maxSourceTokens: 12 });
+    expect(long).toBeGreaterThan(0);
+    expect([found.texts[0]!.cut, short.texts[0]!.cut, short.loss]).toEqual([0, long, found.loss]);
+  });
+
+  test("is evaluated on a text of any number of pairs", () => {
+    const pairs = 300_000; // Node takes some 125,000 arguments
+    const ends = { ids: new Int32Array(pairs), starts: Int32Array.from({ length: pairs + 1 }, (_, i) => i) };
+    const data = new PairDataset(ends, ends, [{ name: "corpus 0", pairs, tooLong: 0 }], new Int32Array(pairs), new Int32Array(pairs), 0);
+    const steps = translationEvaluationSteps(result.model, datasets.tokenizer, [{ name: "corpus 0", corpus: pair([]), data }], { batchTokens: 64, multilingual: false });
+    expect(steps.next().done).toBe(false);
+  });
+
+  test("whose folder best/ is empty, as after one that began anew without a text for evaluation, is loaded as its last model", () => {
+    const copy = join(root, "empty-best");
+    cpSync(run, copy, { recursive: true });
+    for (const name of readdirSync(join(copy, "best"))) rmSync(join(copy, "best", name), { recursive: true });
+    expect(loadTranslationModel("translate", copy).from).toBe(join(copy, "checkpoint-60"));
   });
 
   test("translates lines in their order; empty ones are empty, long ones are cut and counted", () => {
@@ -287,6 +309,10 @@ describe("options", () => {
     [{ bpe_dropout: 1.5 }, "bpe_dropout (--bpe-dropout) to be a number from 0 to 1, got 1.5."],
     [{ task: "language-model", train_target: undefined, batch_tokens: undefined, bpe_dropout: 0.1 }, "bpe_dropout (--bpe-dropout) to be left out without --task translation"],
     [{ model: "4xLSTM" }, "model (--model) to be MoE-<experts>, MoE-<experts>-h, MoE-1-Wide, MoE-1-Deep or LSTM with --task translation"],
+    ...["4xLSTM-512", "LSTM-2048-512", "2xlstm-8192-1024", "MoE-34M", "MoE-143M"].map((model): [Record<string, unknown>, string] => [
+      { model },
+      `model (--model) to be MoE-<experts>, MoE-<experts>-h, MoE-1-Wide, MoE-1-Deep or LSTM with --task translation, got "${model}". Layers are those of the paper's translation models; their sizes are named by --hidden-size and --lstm-size.`,
+    ]),
     [{ task: "language-model" }, "train_target (--train-target) to be left out without --task translation"],
     [{ task: "language-model", train_target: undefined, attention: "additive", batch_tokens: undefined }, "attention (--attention) to be left out without --task translation"],
   ])("%o are refused", (options, message) => expect(check(options)).toThrow(message));
@@ -297,6 +323,18 @@ describe("options", () => {
     expect(() => resume("first", configOf({ context_to: "all" }))).toThrow('--resume: expected context_to (--context-to) "all" as in run/step-1, got "first".');
     expect(() => resume("all", before)).toThrow('--resume: expected context_to (--context-to) "first" as in run/step-1, got "all".');
     expect(() => resume("first", before)).not.toThrow();
+  });
+
+  test("what a reader must know of gates and capacities is told", () => {
+    const notes = (options: Record<string, unknown>): string[] => caveats(configOf({ model: "MoE-4", ...options }));
+    const choice = "Note: gate expert-choice compares all positions of a batch, later ones too: perplexities are not those of a model that predicts, and a translation depends on the sentences beside it.";
+    const capacity = (factor: number): string => `Note: experts have a capacity in evaluation (${factor} times their share): a translation depends on the sentences and beams beside it, which push each other out.`;
+    expect(notes({})).toEqual([]);
+    expect(notes({ gate: "expert-choice" })).toEqual([choice]);
+    expect(notes({ gate: "switch", capacity_factor: 1.25 })).toEqual([capacity(1.25)]);
+    expect(notes({ capacity_factor: 1.25, eval_capacity_factor: 2 })).toEqual([capacity(2)]);
+    expect(notes({ model: "MoE-8-h", branching: 2, gate: "expert-choice", secondary_gate: "switch", capacity_factor: 1 })).toEqual([choice, capacity(1)]);
+    expect(caveats(checkConfig({ train: "x", model: "MoE-4", gate: "switch", capacity_factor: 1.25 }, "the test"))).toEqual([]);
   });
 
   test("a saved configuration is one that can be read again", () => {

@@ -114,7 +114,11 @@ export function misplacedOptions(config: TrainConfig, wasSet: (key: string) => b
     if (config[part] === undefined && config[key] !== undefined) refused.push({ key, expected: `left out without --${part}`, hint: "" });
   }
   refused.push(...pairRefusals(config));
-  if (/^4xlstm$/i.test(config.model)) refused.push({ key: "model", expected: "MoE-<experts>, MoE-<experts>-h, MoE-1-Wide, MoE-1-Deep or LSTM with --task translation", hint: "" });
+  // The other names say layers and widths of language models, which would be ignored. Names of no model at all are told by `presetMiddle`.
+  if (!/^(moe-\d+(-h)?|moe-1-(wide|deep)|lstm)$/i.test(config.model)) {
+    const hint = "Layers are those of the paper's translation models; their sizes are named by --hidden-size and --lstm-size.";
+    refused.push({ key: "model", expected: "MoE-<experts>, MoE-<experts>-h, MoE-1-Wide, MoE-1-Deep or LSTM with --task translation", hint });
+  }
   return refused;
 }
 

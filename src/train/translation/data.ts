@@ -17,7 +17,7 @@ export interface TranslationCorpora {
   test?: readonly ParallelCorpus[];
 }
 
-/** A text to evaluate on: every pair of it, however long. */
+/** A text to evaluate on: every pair of it, and whole, however long. Only for translations are sources cut, as at any other time. */
 export interface EvaluationText {
   /** As `en-de`. */
   name: string;

@@ -24,6 +24,8 @@ export interface TextEvaluation {
   /** BLEU of lower-cased tokens as multi-bleu.perl has it. */
   multiBleu: BleuScore;
   translations: string[];
+  /** Sources that were cut for `translations`, and so for BLEU; the loss is that of whole pairs. */
+  cut: number;
 }
 
 /** Of all texts. */
@@ -62,7 +64,8 @@ export function* translationEvaluationSteps(model: TranslationModel, tokenizer: 
   const results: TextEvaluation[] = [];
   for (const { name, corpus, data } of texts) {
     let [total, tokens] = [0, 0];
-    const longest = Math.max(...Array.from({ length: data.pairs }, (_, i) => Math.max(data.sourceLength(i), data.targetLength(i))));
+    let longest = 0;
+    for (let i = 0; i < data.pairs; i++) longest = Math.max(longest, data.sourceLength(i), data.targetLength(i));
     for (const batch of pairEvaluationBatches(data, { batchTokens: Math.max(batchTokens, longest) })) {
       noGrad(() =>
         scope(() => {
@@ -105,6 +108,7 @@ export function* translationEvaluationSteps(model: TranslationModel, tokenizer: 
       bleu: corpusBleu(translations, corpus.targets, { tokenize: bleuTokenization(corpus.targetLanguage) }),
       multiBleu: multiBleu(translations, corpus.targets),
       translations,
+      cut: sumOverRanks(comm, state.value.cut),
     });
   }
   const tokens = results.reduce((sum, text) => sum + text.tokens, 0);

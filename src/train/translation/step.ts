@@ -30,7 +30,7 @@ export interface TranslationStep {
 
 /**
  * @param batch of all ranks together
- * @throws NonFiniteError when the loss or a gradient is not finite, naming the layer; parameters are then as they were before the step
+ * @throws NonFiniteError when the loss or a gradient is not finite, naming the layer; parameters are then as they were before the step; what modules keep besides, a sigmoid gate's biases, may have moved
  */
 export function translationStep(
   model: TranslationModel,

@@ -92,7 +92,7 @@ export function* translateSteps(model: TranslationModel, tokenizer: Tokenizer, t
 
 /** Sentences side by side, time first; the padding is `padding`. */
 export function sourceBatch(sentences: readonly (readonly number[])[], padding: number): SourceBatch {
-  const sourceSteps = Math.max(0, ...sentences.map(({ length }) => length));
+  const sourceSteps = sentences.reduce((most, { length }) => Math.max(most, length), 0);
   const batchSize = sentences.length;
   const sources = Int32Array.from({ length: sourceSteps * batchSize }, (_, i) => sentences[i % batchSize]![Math.floor(i / batchSize)] ?? padding);
   return { sources, sourceSteps, batchSize, sourceLengths: Int32Array.from(sentences, ({ length }) => length) };
