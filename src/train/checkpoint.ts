@@ -6,8 +6,8 @@
  * @see design.md, Checkpoints
  */
 
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from "node:fs";
-import { basename, join } from "node:path";
+import { existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, renameSync, rmSync, statSync } from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
 import { checkInteger } from "../core/checks.js";
 import { ConfigError, expectation, FileError } from "../core/errors.js";
 import { fileError, fsyncFolder, makeFolder, quietly, temporaryWriter, writeFileAtomic } from "./atomic.js";
@@ -160,6 +160,12 @@ export function loadCheckpoint(path: string): Checkpoint {
   for (const name of [...files.keys()].filter((file) => ownName.test(file))) files.delete(name);
   const optimizer = tensors.optimizer.size > 0 ? new TensorFiles(path, [...tensors.optimizer.values()]) : null;
   return { path, step, config, state, files, model: new TensorFiles(path, [...tensors.model.values()]), optimizer };
+}
+
+/** Whether a checkpoint is in a run's folder, by whatever name either is reached. */
+export function isIn({ path }: Checkpoint, runDir: string): boolean {
+  const real = (folder: string): string => (existsSync(folder) ? realpathSync(folder) : resolve(folder));
+  return real(dirname(path)) === real(runDir);
 }
 
 /**

@@ -25,14 +25,15 @@ export class MetricsWriter {
    * @param path the file, such as `metrics.jsonl`; folders above are created
    * @param options.resumeStep keep the file's records up to this step and drop later ones, which the resumed run will write again.
    *   @default start an empty file
+   * @param options.from where to take these records from, of a run that goes on in another folder. What is in the file is another run's then. @default the file itself
    * @param options.redo tags that will be written again for `resumeStep` itself: its records with one of them are dropped as well
    * @throws FileError when the file cannot be written, or is damaged
    */
   constructor(
     readonly path: string,
-    { resumeStep, redo = [] }: { resumeStep?: number; redo?: readonly string[] } = {},
+    { resumeStep, from = path, redo = [] }: { resumeStep?: number; from?: string; redo?: readonly string[] } = {},
   ) {
-    const before = resumeStep === undefined || !existsSync(path) ? [] : readMetrics(path);
+    const before = resumeStep === undefined || !existsSync(from) ? [] : readMetrics(from);
     const kept = before.filter((record) => record.step < resumeStep! || (record.step === resumeStep && !redo.some((tag) => Object.hasOwn(record, tag))));
     writeFileAtomic(path, kept.map((record) => `${JSON.stringify(record)}\n`).join(""));
     try {

@@ -1,6 +1,6 @@
 /** The training loop of either task: steps, evaluation, metrics, checkpoints; on one rank or several, interrupted without loss and resumed bit for bit. */
 
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import type { Communicator } from "../comm/communicator.js";
 import { ConfigError, FileError, NonFiniteError, expectation } from "../core/errors.js";
 import type { Module } from "../nn/module.js";
@@ -9,7 +9,7 @@ import { defaultBackend } from "../tensor/default-backend.js";
 import type { Tensor } from "../tensor/tensor.js";
 import type { Tokenizer } from "../text/tokenizer.js";
 import { writeFileAtomic } from "./atomic.js";
-import { checkpointSteps, copyCheckpoint, deleteCheckpoints, loadCheckpoint, saveCheckpoint, type Checkpoint, type CheckpointContents } from "./checkpoint.js";
+import { checkpointSteps, copyCheckpoint, deleteCheckpoints, isIn, loadCheckpoint, saveCheckpoint, type Checkpoint, type CheckpointContents } from "./checkpoint.js";
 import type { TrainConfig } from "./config.js";
 import { EarlyStopping } from "./early-stopping.js";
 import { checkUnlocked, lockFolder } from "./lock.js";
@@ -141,7 +141,7 @@ export async function runTask<R extends StepFigures, E extends EvaluationFigures
   try {
     deleteCheckpoints(config.output_dir, inTheWay);
     const best = bestFolder(config);
-    const ofThisRun = checkpoint && isOwn(config, checkpoint) ? checkpoint.step : -1;
+    const ofThisRun = checkpoint && isIn(checkpoint, config.output_dir) ? checkpoint.step : -1;
     deleteCheckpoints(
       best,
       checkpointSteps(best).filter((step) => step > ofThisRun),
@@ -164,7 +164,7 @@ const writes = ({ ephemeral, comm }: Pick<RunOptions<never, never>, "ephemeral" 
  */
 export function checkpointsInTheWay(config: TrainConfig, { overwrite = false }: { overwrite?: boolean }, checkpoint?: Checkpoint): number[] {
   checkUnlocked(config.output_dir);
-  const sameRun = checkpoint !== undefined && isOwn(config, checkpoint);
+  const sameRun = checkpoint !== undefined && isIn(checkpoint, config.output_dir);
   const steps = checkpointSteps(config.output_dir).filter((step) => !sameRun || step > checkpoint.step);
   if (steps.length === 0 || overwrite) return steps;
   const found = `checkpoint-${steps.at(-1)}`;
@@ -187,11 +187,6 @@ export function checkpointsInTheWay(config: TrainConfig, { overwrite = false }: 
   );
 }
 
-/** Whether a checkpoint is in the run's own folder, and not in that of a run which goes on here. */
-function isOwn({ output_dir }: TrainConfig, checkpoint: Checkpoint): boolean {
-  return resolve(runFolder(checkpoint)) === resolve(output_dir);
-}
-
 /** Where the parameters of the best step are kept. */
 function bestFolder({ output_dir }: TrainConfig): string {
   return join(output_dir, BEST_FOLDER);
@@ -200,7 +195,11 @@ function bestFolder({ output_dir }: TrainConfig): string {
 class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> {
   readonly #progress: Progress;
   #resumedAt: number | undefined;
+  /** Whether from another run's folder, and which that is. */
+  #resumedElsewhere: string | undefined;
+  /** The step last saved in this run's folder, and the checkpoint last known to be good, wherever it is. */
   #savedAt = -1;
+  #lastGood: string | undefined;
   /** Sum of the losses, and tokens, since the last record of metrics. Saved: a checkpoint may fall between two records. */
   #interval = { loss: 0, tokens: 0 };
   /** Where there are several ranks. */
@@ -241,7 +240,10 @@ class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> 
     fillTensors(checkpoint, checkpoint.model, task.model.namedState(), this.#comm);
     fillTensors(checkpoint, checkpoint.optimizer, task.optimizer.prepare(), this.#comm);
     task.optimizer.steps = checkpoint.step;
-    this.#resumedAt = this.#savedAt = checkpoint.step;
+    this.#resumedAt = checkpoint.step;
+    this.#lastGood = checkpoint.path;
+    if (isIn(checkpoint, this.config.output_dir)) this.#savedAt = checkpoint.step;
+    else this.#resumedElsewhere = runFolder(checkpoint);
     task.stream.restore(data as never);
     this.#interval = { ...(interval as { loss: number; tokens: number }) };
     this.#due = (due as EvaluatedText[]).filter((text) => this.texts[text]);
@@ -268,7 +270,7 @@ class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> 
     }
     try {
       const best = loadCheckpoint(path);
-      if (!isOwn(this.config, checkpoint)) this.#bestElsewhere = best;
+      if (this.#resumedElsewhere) this.#bestElsewhere = best;
     } catch (error) {
       if (!(error instanceof FileError)) throw error;
       throw new FileError(`${error.message} Or delete ${path}: the best step is then forgotten.`, { cause: error });
@@ -284,6 +286,7 @@ class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> 
   #save(): void {
     if (!this.options.ephemeral) this.#write();
     this.#savedAt = this.task.optimizer.steps;
+    this.#lastGood = join(this.config.output_dir, `checkpoint-${this.#savedAt}`);
   }
 
   #write(): void {
@@ -355,10 +358,12 @@ class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> 
   async go(): Promise<RunResult<E, M>> {
     const { config, task, options } = this;
     const { optimizer } = task;
-    const resume = this.#resumedAt === undefined ? {} : { resumeStep: this.#resumedAt, redo: this.#due.map((text) => `${TAGS[text]}/loss`) };
-    const metrics = writes(options) ? new MetricsWriter(join(config.output_dir, "metrics.jsonl"), resume) : undefined;
-    // A run that begins anew in the folder of one that was killed early purges that one's curves.
-    const board = writes(options) ? new TensorBoardWriter(join(config.output_dir, "tensorboard"), { resumeStep: this.#resumedAt ?? 0 }) : undefined;
+    const file = (folder: string): string => join(folder, "metrics.jsonl");
+    const elsewhere = this.#resumedElsewhere;
+    const resume = this.#resumedAt === undefined ? {} : { resumeStep: this.#resumedAt, redo: this.#due.map((text) => `${TAGS[text]}/loss`), from: file(elsewhere ?? config.output_dir) };
+    const metrics = writes(options) ? new MetricsWriter(file(config.output_dir), resume) : undefined;
+    // A run that begins in the folder of one that was killed early purges that one's curves.
+    const board = writes(options) ? new TensorBoardWriter(join(config.output_dir, "tensorboard"), { resumeStep: elsewhere === undefined ? (this.#resumedAt ?? 0) : 0 }) : undefined;
     const log = (values: Record<string, number>): void => {
       metrics?.write(optimizer.steps, values);
       board?.write(optimizer.steps, values);
@@ -417,7 +422,7 @@ class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> 
         peakBytes: defaultBackend().memory().peak,
       };
     } catch (error) {
-      if (error instanceof NonFiniteError && !options.ephemeral) error.message += this.#lastGood();
+      if (error instanceof NonFiniteError && !options.ephemeral) error.message += this.#lastGood === undefined ? " No checkpoint had been written yet." : ` The last good checkpoint is ${this.#lastGood}.`;
       throw error;
     } finally {
       task.dispose?.();
@@ -482,10 +487,6 @@ class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> 
     };
     const [valid, test] = [at("valid"), at("test")];
     return { ...(valid ? { valid } : {}), ...(test ? { test } : {}) };
-  }
-
-  #lastGood(): string {
-    return this.#savedAt < 0 ? " No checkpoint had been written yet." : ` The last good checkpoint is ${join(this.config.output_dir, `checkpoint-${this.#savedAt}`)}.`;
   }
 }
 

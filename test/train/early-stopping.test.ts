@@ -1,6 +1,6 @@
 /** Early stopping: it ends where the count says, keeps the best parameters, tests those, and a run that was interrupted ends as one that was not. */
 
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
@@ -203,6 +203,24 @@ describe("a run that is resumed", () => {
     expect([kept("b"), said]).toEqual([["checkpoint-5"], ""]);
     const files = (run: string): Buffer[] => ["config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"].map((name) => readFileSync(join(root, run, "best/checkpoint-5", name)));
     expect(files("b")).toEqual(files("a"));
+  });
+
+  test("by another name of its folder is the same run: nothing of it is in the way", async () => {
+    await begin("real");
+    symlinkSync(join(root, "real"), join(root, "alias"));
+    expect(await resume("alias", config("real"), [])).toMatchObject({ finished: true, steps: 5, best: { step: 5 } });
+    expect([readdirSync(join(root, "real")), kept("real")]).toEqual([expect.arrayContaining(["checkpoint-1", "checkpoint-5"]), ["checkpoint-4", "checkpoint-5"]]);
+  });
+
+  test("in another folder at its end is saved there, with its own metrics and none of what was there", async () => {
+    await begin("done");
+    mkdirSync(join(root, "there"));
+    writeFileSync(join(root, "there/metrics.jsonl"), '{"step":1,"time":1,"train/loss":77}\n');
+    expect(await resume("done", config("there"), [])).toMatchObject({ finished: true, steps: 5 });
+    expect(readdirSync(join(root, "there"))).toContain("checkpoint-5");
+    const records = (run: string): string => readFileSync(join(root, run, "metrics.jsonl"), "utf8");
+    expect(records("there")).toBe(records("done"));
+    expect(openCheckpoint("--resume", join(root, "there")).step).toBe(5);
   });
 
   test("from before the steps that best/ holds forgets the best of then, says so, and ends with a best that is there", async () => {
