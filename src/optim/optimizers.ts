@@ -5,7 +5,7 @@
 
 import type { AdamSettings } from "../backend/backend.js";
 import { checkNumber } from "../core/checks.js";
-import { ConfigError } from "../core/errors.js";
+import { ConfigError, expectation } from "../core/errors.js";
 import { keep, scope } from "../tensor/scope.js";
 import { toDense } from "../tensor/tape.js";
 import { zeros, type Gradient, type Tensor } from "../tensor/tensor.js";
@@ -114,7 +114,8 @@ export class Adam extends Base {
     super(parameters, common);
     checkNumber("Adam", "beta1", beta1, { min: 0, max: 0.999999 });
     checkNumber("Adam", "beta2", beta2, { min: 0, max: 0.99999999 });
-    checkNumber("Adam", "epsilon", epsilon, { min: 0 });
+    // In float32 it keeps the step of what never had a gradient from being 0/0.
+    if (!(Math.fround(epsilon) > 0)) throw new ConfigError(expectation("Adam", "epsilon above 0 in float32", epsilon, "The usual one is 1e-8."));
     checkNumber("Adam", "weightDecay", weightDecay, { min: 0 });
     this.options = { beta1, beta2, epsilon, weightDecay, factored };
   }
@@ -158,7 +159,17 @@ export class Adam extends Base {
     const m = beta1 === 0 ? null : this.slot(name, "m").buffer;
     const v = this.slot(name, "v").buffer;
     if (rows) p.backend.adamRows(p.buffer, value.buffer, rows.buffer, rows.size, p.size / Math.max(p.shape[0]!, 1), m, v, steps, settings);
-    else p.backend.adam(p.buffer, value.buffer, m, v, p.size, this.steps, settings);
+    else p.backend.adam(p.buffer, value.buffer, m, v, p.size, this.#countOf(this.slot(name, "steps"), this.slot(name, "v")), settings);
+  }
+
+  /** Counts an update of all rows: one more than the row with the most has had. */
+  #countOf(steps: Tensor, v: Tensor): number {
+    let count = 0;
+    for (const n of steps.dataSync()) count = Math.max(count, n);
+    // Checkpoints from before these updates were counted have moments and no count.
+    if (count === 0 && this.steps > 1 && v.dataSync().some((x) => x !== 0)) count = this.steps - 1;
+    steps.backend.fill(steps.buffer, count + 1, steps.size);
+    return count + 1;
   }
 }
 

@@ -54,6 +54,43 @@ for (const { name, make } of BACKENDS) {
   describe(`Adam on the ${name} backend`, () => {
     useBackend(make);
 
+    it("corrects by the updates of a parameter and not by the steps of the run, resumed or not", () => {
+      const [often, late] = [leaf([1], [1]), leaf([1], [1])];
+      const named = new Map([["often", often], ["late", late]]);
+      let adam = new Adam(named);
+      const plain = new PlainAdam(1, DEFAULTS);
+      for (let t = 1; t <= 60; t++) {
+        setGradient(often, [1]);
+        // From the 51st step on, and in every other one of them.
+        if (t > 50 && t % 2 === 0) {
+          setGradient(late, [1]);
+          plain.step(1, 0.01);
+        }
+        adam.step(0.01);
+        adam.zeroGrad();
+        if (t !== 55) continue;
+        const state = new Map(Array.from(adam.state(), ([key, tensor]) => [key, tensor.dataSync().slice()]));
+        adam = new Adam(named);
+        for (const [key, tensor] of adam.prepare()) tensor.backend.write(tensor.buffer, state.get(key)!);
+        adam.steps = t;
+      }
+      close(list(late), [plain.p]);
+      // The first update of all is by the rate: 1 and 1 over 1.
+      expect(1 - plain.p).toBeLessThan(5.01 * 0.01);
+    });
+    it("goes on from moments that were saved without a count by the steps of the run", () => {
+      const p = leaf([1], [1]);
+      const adam = new Adam(new Map([["p", p]]));
+      const plain = new PlainAdam(1, DEFAULTS);
+      for (let t = 1; t <= 9; t++) {
+        setGradient(p, [t]);
+        adam.step(0.01);
+        plain.step(t, 0.01);
+        if (t === 5) adam.state().get("p.steps")!.backend.fill(adam.state().get("p.steps")!.buffer, 0, 1);
+      }
+      close(list(p), [plain.p]);
+    });
+
     const SETTINGS: Partial<typeof DEFAULTS>[] = [
       {},
       { beta1: 0 },
@@ -338,7 +375,12 @@ describe("optimisers refuse", () => {
     [
       "a negative epsilon",
       () => new Adam(one(), { epsilon: -1 }),
-      "Adam: expected epsilon to be a finite number of at least 0, got -1.",
+      "Adam: expected epsilon above 0 in float32, got -1. The usual one is 1e-8.",
+    ],
+    [
+      "an epsilon that is 0 in float32",
+      () => new Adam(one(), { epsilon: 1e-50 }),
+      "Adam: expected epsilon above 0 in float32, got 1e-50. The usual one is 1e-8.",
     ],
     [
       "a rate that is no number",
