@@ -3,7 +3,7 @@
 import type { Communicator } from "../comm/communicator.js";
 import type { Routing } from "../tensor/ops/rows.js";
 import { record } from "../tensor/tape.js";
-import { empty, tensor, type Tensor } from "../tensor/tensor.js";
+import { empty, tensor, zeros, type Tensor } from "../tensor/tensor.js";
 import { arrayLike } from "./ranks.js";
 
 /** Experts of rank r are those from bounds[r] to bounds[r + 1]: as even as can be. @param unit experts that stay together, as those of a group */
@@ -66,9 +66,16 @@ export class RowExchange {
     return record("rows to experts", this.#there(x), [x], (dy) => [this.#back(dy, x.shape[0]!)]);
   }
 
-  /** What the experts here made of their rows, to where these came from. @param m as of `toExperts`; places of dropped rows are zero */
-  fromExperts(y: Tensor, m: number): Tensor {
-    return record("rows from experts", this.#back(y, m), [y], (dy) => [this.#there(dy)]);
+  /**
+   * What the experts here made of their rows, to where these came from. @param m as of `toExperts`; places of dropped rows are zero
+   * @param here the rows that y was made from, where it may have been made of none of them, as by modules that are not called without rows: gradients go the
+   * same way on all ranks or on none, and so they go back from here too, as zeros
+   */
+  fromExperts(y: Tensor, m: number, here?: Tensor): Tensor {
+    if (!here) return record("rows from experts", this.#back(y, m), [y], (dy) => [this.#there(dy)]);
+    const always = zeros([0], "float32", y.backend);
+    always.requiresGrad = true;
+    return record("rows from experts", this.#back(y, m), [y, here, always], (dy, needs) => [this.#there(dy), needs[1] ? zeros(here.shape, "float32", y.backend) : undefined, undefined]);
   }
 
   /** As `toExperts`, a number for each row. */

@@ -196,7 +196,7 @@ export class MoE extends Module {
     const rowIds = (): Tensor => exchange.numbersToExperts(gatherIndices(ranks.own, routing.rows));
     const here = exchange.toExperts(dispatch(x_ND, routing));
     const computed = this.experts.forward(here, exchange.offsets, context, rowIds);
-    return combine(exchange.fromExperts(computed, routing.rows.size), gates, routing);
+    return combine(exchange.fromExperts(computed, routing.rows.size, this.experts instanceof FeedForwardExperts ? undefined : here), gates, routing);
   }
 
   #sharedOutput(x_ND: Tensor, context: RunContext, rowIds: Tensor | undefined): Tensor {

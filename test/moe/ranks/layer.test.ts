@@ -148,6 +148,14 @@ test("experts that are modules exist on their rank alone, under their own names"
   for (const { gradients } of results) for (const [name, { dense }] of Object.entries(gradients)) if (name.startsWith("experts")) expectClose(dense, one.gradients[name]!.dense, EXACT, name);
 });
 
+test.each([2, 3])("modules without rows, all of a rank or none there at all, are no rank's way out of the exchange (%i ranks)", async (size) => {
+  const data = { options: { numExperts: 2, topK: 1, gate: "top-k" }, modules: true, toOne: true };
+  const [results, one] = [await onRanks(size, data), alone(data)];
+  for (const key of ["output", "dx"] as const) expectClose(whole(results, (result) => result[key]), one[key], EXACT, key);
+  const found = gradients(results, one);
+  for (const [name, { dense }] of Object.entries(one.gradients)) expectClose(found[name]!, dense, EXACT, name);
+});
+
 test("each rank has the parameters of its experts alone", async () => {
   const results = await onRanks(3, { options: { ...base, topK: 2 } });
   const [gate, expert] = [2 * 6 * 5, 2 * 6 * 4];
