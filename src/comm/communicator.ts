@@ -107,8 +107,9 @@ export interface Communicator {
   scatter(send: CommArray | undefined, receive: CommArray, root: number, counts?: Counts): void;
 
   /**
-   * Sends to one rank, which calls `receiveFrom` with the same tag and length. Returns when `data` may be used again: for short messages at once, for
-   * long ones when the other has begun to receive, so that two ranks that both send first may wait for each other.
+   * Sends to one rank, which calls `receiveFrom` with the same tag and length. Returns when `data` may be used again. Short messages, of up to 2 KiB, only wait
+   * for the other to be in a call, whatever it asks for and however many there are. Long ones may wait until it has begun to receive them, so that two ranks that
+   * both send first may wait for each other; and where 4096 pieces of long ones wait in threads, short ones do too.
    * @param tag from 0 to 8191; messages of one tag arrive in the order they were sent
    */
   sendTo(data: CommArray, to: number, tag?: number): void;

@@ -140,21 +140,30 @@ export class Engine {
     const { transport } = this;
     let [since, look, reported] = [0, 0, false];
     while (!operation.done) {
-      if (transport.progress()) {
-        this.#settle();
+      if (this.#move()) {
         since = 0;
         continue;
       }
       const now = performance.now();
       if (since === 0) [since, look] = [now, now + LOOK_MS];
       else if (now >= look) {
-        this.#look(operation, (now - since) / 1000);
+        if (this.#look(operation, (now - since) / 1000)) {
+          since = 0;
+          continue;
+        }
         look = now + LOOK_MS;
         reported = true;
       }
       transport.idle(now - since);
     }
     if (reported) transport.report(undefined);
+  }
+
+  /** @returns whether anything did */
+  #move(): boolean {
+    const moved = this.transport.progress();
+    if (moved) this.#settle();
+    return moved;
   }
 
   /** Lets operations go on whose messages have ended; they may end others' in turn. */
@@ -169,8 +178,12 @@ export class Engine {
     if (this.failure !== undefined) throw new CommError(`${where}: expected ranks that work together, got an earlier failure (${this.failure})`);
   }
 
-  /** @throws CommError when the operation cannot end any more, or has waited too long */
-  #look(operation: Operation, seconds: number): void {
+  /**
+   * Between the last look at what has arrived and this one, a rank may have sent its last message and ended: what can only go wrong is looked at again.
+   * @returns whether something has moved after all
+   * @throws CommError when the operation cannot end any more, or has waited too long
+   */
+  #look(operation: Operation, seconds: number): boolean {
     const { where, group, call, number, type } = operation;
     const { transport } = this;
     const own = call === "sendTo" ? `tag ${number}` : `call ${number}`;
@@ -183,16 +196,21 @@ export class Engine {
         );
       }
       const { gone, text } = transport.whereabouts(group, rank) ?? { gone: false, text: "" };
-      if (gone) throw new CommError(`${where}: expected rank ${rank} to take part (${describe(operation)}, ${own}), got its end: ${text}.`);
+      if (!gone) continue;
+      // All that it sent is here by now.
+      if (this.#move()) return true;
+      throw new CommError(`${where}: expected rank ${rank} to take part (${describe(operation)}, ${own}), got its end: ${text}.`);
     }
     this.refuseStrays(group, where);
     transport.report(`${where} (${type === "nothing" ? "" : `${type}, `}${own}), for rank ${ranks.join(", ")}`);
     if (this.timeout > 0 && seconds >= this.timeout) {
+      if (this.#move()) return true;
       const known = ranks.map((rank) => transport.whereabouts(group, rank)?.text).filter(Boolean).map((text) => ` ${text}.`).join("");
       throw new CommError(
         `${where}: expected rank ${ranks.join(", ")} to take part within ${this.timeout} s, got nothing (${describe(operation)}, ${own}).${known} It hangs, its host cannot be reached, or it has much to do by itself: SPARSEGATE_COMM_TIMEOUT is how many seconds to wait, 0 for ever.`,
       );
     }
+    return false;
   }
 
   /** @throws CommError when a message has come of a call that this rank has made without asking for it: ranks did not mean the same */

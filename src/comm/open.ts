@@ -18,6 +18,8 @@ export interface CommunicatorOptions {
   library?: string;
   /** @internal Bytes of a piece of a long message between MPI ranks. */
   pieceBytes?: number;
+  /** @internal Seconds after which a process ends whose MPI_Finalize has not returned. */
+  finalizeSeconds?: number;
 }
 
 const TIMEOUT = 300;

@@ -1,7 +1,9 @@
 /** How messages pass through the memory that rank threads share: ranks' transports in one thread, so that each step is in the test's hand. */
 
 import { beforeEach, describe, expect, test } from "vitest";
-import { makeShared, type SharedParts } from "#sparsegate/comm/threads/shared.js";
+import { Engine, Operation } from "#sparsegate/comm/engine.js";
+import { envelope } from "#sparsegate/comm/envelope.js";
+import { makeShared, Shared, type SharedParts } from "#sparsegate/comm/threads/shared.js";
 import { ThreadTransport } from "#sparsegate/comm/threads/transport.js";
 import { LengthMismatch, Message } from "#sparsegate/comm/transport.js";
 
@@ -79,10 +81,90 @@ describe("the exchange between rank threads", () => {
     for (let i = 0; i < 300; i++) expect(receive(7, new Float32Array(i % 3)).data).toEqual(numbers(i % 3, i));
   });
 
+  test("holds short messages without end for a rank that waits for another one first, in order and each as it was sent", () => {
+    const empty = outboxSlots();
+    const [least, most] = [numbers(1, -1), numbers(2048 / 4, 0)];
+    const sent: Message[] = [];
+    // More than an outbox has slots.
+    for (let i = 0; i < 2500; i++) {
+      sent.push(send(0, least.fill(i)), send(0, most.fill(i)));
+      if (i % 25 === 0) move();
+    }
+    const [last, got] = [send(1, numbers(3, 7)), receive(1, new Float32Array(3))];
+    move();
+    expect([last.done, got.done, sent.every(({ done }) => done)]).toEqual([true, true, true]);
+    expect(got.data).toEqual(numbers(3, 7));
+    expect(outboxSlots() - empty).toBeLessThanOrEqual(128);
+    for (let i = 0; i < 2500; i++) {
+      for (const { length } of [least, most]) {
+        const { done, data } = receive(0, new Float32Array(length));
+        expect(done && data.every((value) => value === i)).toBe(true);
+      }
+    }
+    expect(sender.whereabouts(sender.whole, 1).text).toBe("Rank 1 is in no call of a communicator");
+  });
+
+  test("says so when a rank cannot send because too many long messages wait to be asked for", () => {
+    const long = numbers(2048 / 4 + 1, 0);
+    for (let i = 0; i < 4096; i++) {
+      send(0, long);
+      if (i % 50 === 0) move();
+    }
+    const last = send(1, numbers(1, 0));
+    receive(1, new Float32Array(1));
+    move();
+    expect(last.done).toBe(false);
+    expect(sender.whereabouts(sender.whole, 1).text).toBe("Rank 1 is in no call of a communicator. This rank cannot send: 4096 pieces of long messages, the most there may be, wait to be asked for");
+    receive(0, new Float32Array(long.length));
+    move();
+    expect(last.done).toBe(true);
+  });
+
   test("tells which message has come that nobody asked for, and refuses one of another length", () => {
     send(3, numbers(2, 0));
     move();
     expect(receiver.arrived(receiver.whole)).toEqual([{ from: 0, tag: 3 }]);
     expect(() => receive(3, new Float32Array(4))).toThrow(LengthMismatch);
+  });
+});
+
+describe("a rank that sends its last message and ends", () => {
+  /** Waits for a message, while something comes between the engine's questions: what has arrived, and whether the other rank is there. */
+  function wait(between: () => void, timeout = 30): Float32Array {
+    const engine = new Engine(receiver, timeout);
+    const data = new Float32Array(3);
+    const operation = new Operation(engine, receiver.whole, { bytesSent: 0, bytesReceived: 0, calls: {} }, "receiveFrom", "sendTo", "float32", 0);
+    const steps = function* (): Generator<void> {
+      operation.receive(0, data, 0, 3);
+      yield;
+    };
+    engine.begin(operation, steps());
+    const whereabouts = receiver.whereabouts.bind(receiver);
+    receiver.whereabouts = (group, rank) => {
+      between();
+      between = () => {};
+      return whereabouts(group, rank);
+    };
+    engine.wait(operation);
+    return data;
+  }
+  const tag = envelope("sendTo", "float32", 0, 2 ** 24);
+
+  test("is not missed where both happen after the other has looked for messages", () => {
+    expect(wait(() => {
+      send(tag, numbers(3, 5));
+      new Shared(parts).end(0);
+    })).toEqual(numbers(3, 5));
+  });
+
+  test("nor where time is up then", () => {
+    expect(wait(() => void send(tag, numbers(3, 5)), 0.001)).toEqual(numbers(3, 5));
+  });
+
+  test("is missed where it was another message", () => {
+    expect(() => wait(() => {
+      send(tag + 1, numbers(3, 5));
+      new Shared(parts).end(0);
+    })).toThrow("receiveFrom: expected rank 0 to take part (sendTo of float32, tag 0), got its end: its thread was terminated from outside.");
   });
 });

@@ -91,18 +91,21 @@ describe.each(mpiruns)("MPI ($name)", (mpirun) => {
     }
     expect(text).toContain("stdout of rank 1");
   });
+
+  test("lets a program go on after dispose for longer than MPI_Finalize may take, and dispose of parts then", async () => {
+    const { results, text, code } = await mpi(mpirun, 2, "dispose", { ms: 1500 }, { options: { finalizeSeconds: 0.3 } });
+    expect(results, text).toEqual(["has come to its end", "has come to its end"]);
+    expect([code, text]).toEqual([0, ""]);
+  });
 });
 
-test("a process whose MPI_Finalize does not return ends by itself, and says so", () => {
-  const guard = new URL("../../dist/comm/mpi/guard.js", import.meta.url).href;
-  const library = process.platform === "darwin" ? "libSystem.B.dylib" : "libc.so.6";
-  // In the exit event, as it is then, and busy in a call that gives nobody else a turn.
-  const code = `import { Worker } from "node:worker_threads";
-    process.on("exit", () => {
-      new Worker(new URL(${JSON.stringify(guard)}), { workerData: { seconds: 0.2, text: "no return\\n", library: ${JSON.stringify(library)} }, execArgv: [] }).unref();
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 15_000);
-    });`;
+test.each([
+  // Nothing is lost at the end; what comes after dispose is.
+  { when: "at the end", status: 0, says: "all ranks had come to their end, and this one ends without it" },
+  { when: "dispose", status: 1, says: "dispose cannot return, and this rank ends before it has come to its end" },
+])("a process whose MPI_Finalize does not return ($when) ends by itself, and says so", ({ when, status, says }) => {
   const begun = performance.now();
-  expect(spawnSync(process.execPath, ["--input-type=module", "-e", code], { encoding: "utf8", timeout: 20_000 })).toMatchObject({ status: 0, stderr: "no return\n" });
+  const stderr = `sparsegate: rank 1 of 4: MPI_Finalize did not return within 0.2 s; ${says}\n`;
+  expect(spawnSync(process.execPath, [fileURLToPath(program("finalize")), when], { encoding: "utf8", timeout: 20_000 })).toMatchObject({ status, stderr });
   expect(performance.now() - begun).toBeLessThan(10_000);
 });

@@ -14,10 +14,12 @@ import { MpiTransport } from "./transport.js";
 const FUNNELED = 1;
 /** Large enough to cost nothing, small enough that a slow network is seen to move. */
 const PIECE_BYTES = 8 * 2 ** 20;
+const FINALIZE_SECONDS = 5;
 
 export interface OpenOptions {
   library?: string | undefined;
   pieceBytes?: number | undefined;
+  finalizeSeconds?: number | undefined;
 }
 
 /** @throws CommError when MPI cannot be used in this process */
@@ -30,11 +32,12 @@ export function openMpi(start: MpiStart, timeout: number, options: OpenOptions):
   const localSize = start.localSize ?? 1;
   // Affinity may leave this process fewer cores than there are.
   process.env["SPARSEGATE_THREADS"] ??= String(Math.max(1, Math.min(availableParallelism(), Math.floor(cores / localSize))));
-  const transport: MpiTransport = new MpiTransport(mpi, handle, rank, size, { pieceBytes: options.pieceBytes ?? PIECE_BYTES, oversubscribed: localSize > cores });
+  const { pieceBytes = PIECE_BYTES, finalizeSeconds = FINALIZE_SECONDS } = options;
+  const transport: MpiTransport = new MpiTransport(mpi, handle, rank, size, { pieceBytes, finalizeSeconds, oversubscribed: localSize > cores });
   const engine = new Engine(transport, timeout);
   let over = false;
 
-  const close = (): void => {
+  const close = (atEnd: boolean): void => {
     if (over) return;
     // MPI_Finalize waits for all ranks, and would for ever: so they meet here first, where one that is missing is noticed.
     const goodbye = new Operation(engine, transport.whole, world.traffic, "dispose", "the end of the program", "nothing", 0);
@@ -43,9 +46,9 @@ export function openMpi(start: MpiStart, timeout: number, options: OpenOptions):
     engine.refuseStrays(transport.whole, "dispose");
     over = true;
     engine.failure = "the communicator of all ranks was disposed of";
-    transport.close();
+    transport.close(atEnd);
   };
-  const world = new GroupCommunicator(engine, transport.whole, close);
+  const world = new GroupCommunicator(engine, transport.whole, () => close(false));
 
   // An error that nobody catches is printed after the exit event, and by then MPI has ended the process.
   let uncaught = "";
@@ -55,7 +58,7 @@ export function openMpi(start: MpiStart, timeout: number, options: OpenOptions):
     let cause = uncaught === "" ? engine.failure : uncaught;
     if (code === 0 && cause === undefined) {
       try {
-        return close();
+        return close(true);
       } catch (error) {
         cause = (error as Error).message;
       }

@@ -27,7 +27,6 @@ const NAP_SHARE = 1 / 16;
 
 /** Some mpiruns lose what they have not passed on when MPI_Abort comes. */
 const LAST_WORDS_MS = 200;
-const FINALIZE_SECONDS = 5;
 /** MPI_Abort asks mpirun, and may wait for ever where that cannot be reached. */
 const ABORT_SECONDS = 5;
 
@@ -64,6 +63,7 @@ export class MpiTransport implements Transport<MpiGroup> {
   readonly whole: MpiGroup;
   readonly #mpi: Mpi;
   readonly #pieceBytes: number;
+  readonly #finalizeSeconds: number;
   /** Whether there are more ranks on this host than cores: 1, else 0. */
   readonly #shares: 0 | 1;
   /** Requests as MPI knows them, those that have ended among them; by place, whose they are and how long the piece is. */
@@ -83,10 +83,13 @@ export class MpiTransport implements Transport<MpiGroup> {
   #statusesAt = 0;
   readonly #addresses = new WeakMap<ArrayBufferLike, number>();
   readonly #nap = new Int32Array(new SharedArrayBuffer(4));
+  /** MPI is over, and every call of it but few would end the process. */
+  #closed = false;
 
-  constructor(mpi: Mpi, handle: Handle, rank: number, size: number, options: { pieceBytes: number; oversubscribed: boolean }) {
+  constructor(mpi: Mpi, handle: Handle, rank: number, size: number, options: { pieceBytes: number; finalizeSeconds: number; oversubscribed: boolean }) {
     this.#mpi = mpi;
     this.#pieceBytes = options.pieceBytes;
+    this.#finalizeSeconds = options.finalizeSeconds;
     this.#shares = options.oversubscribed ? 1 : 0;
     this.whole = { handle, rank, world: Array.from({ length: size }, (_, i) => i), calls: 0, met: new Array<number>(size).fill(0) };
     this.#outAt = mpi.address(this.#out);
@@ -172,6 +175,7 @@ export class MpiTransport implements Transport<MpiGroup> {
   }
 
   free(group: MpiGroup): void {
+    if (this.#closed) return;
     this.#out[0] = group.handle % 2 ** 32;
     this.#out[1] = Math.floor(group.handle / 2 ** 32);
     this.check(this.#mpi.call.MPI_Comm_free(this.#outAt));
@@ -185,17 +189,28 @@ export class MpiTransport implements Transport<MpiGroup> {
     process.exit(1);
   }
 
-  close(): void {
+  /** @param atEnd whether the program has nothing left to do, so that nothing is lost where MPI_Finalize does not return */
+  close(atEnd = false): void {
     const { rank, world } = this.whole;
-    const text = `sparsegate: rank ${rank} of ${world.length}: MPI_Finalize did not return within ${FINALIZE_SECONDS} s; all ranks had come to their end, and this one ends without it\n`;
-    new Worker(new URL("./guard.js", import.meta.url), { workerData: { seconds: FINALIZE_SECONDS, text, library: SYSTEM_LIBRARY } satisfies GuardStart, execArgv: [] }).unref();
-    this.check(this.#mpi.call.MPI_Finalize());
+    const seconds = this.#finalizeSeconds;
+    const lost = atEnd ? "all ranks had come to their end, and this one ends without it" : "dispose cannot return, and this rank ends before it has come to its end";
+    const text = `sparsegate: rank ${rank} of ${world.length}: MPI_Finalize did not return within ${seconds} s; ${lost}\n`;
+    const returned = new Int32Array(new SharedArrayBuffer(4));
+    const guard: GuardStart = { seconds, returned, text, code: atEnd ? 0 : 1, library: SYSTEM_LIBRARY };
+    new Worker(new URL("./guard.js", import.meta.url), { workerData: guard, execArgv: [] }).unref();
+    const code = this.#mpi.call.MPI_Finalize();
+    this.#closed = true;
+    Atomics.store(returned, 0, 1);
+    Atomics.notify(returned, 0);
+    this.check(code);
   }
 
   /** Says why, and ends all ranks and this process, which does not return from MPI_Abort, or not from this call. */
   endAll(why: string, code: number): void {
     const { rank, world } = this.whole;
     writeSync(2, `sparsegate: rank ${rank} of ${world.length} ${why}\n`);
+    // mpirun ends the others by this one's exit code.
+    if (this.#closed) return;
     Atomics.wait(this.#nap, 0, 0, LAST_WORDS_MS);
     this.#mpi.alarm(ABORT_SECONDS);
     this.#mpi.call.MPI_Abort(this.#mpi.world, code);

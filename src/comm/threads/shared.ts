@@ -24,7 +24,7 @@ const RING_WORDS = RING.entries + ENTRIES * 8;
 export const ENTRY = { group: 0, tag: 1, high: 2, low: 3, bytes: 4, slot: 5, words: 8 } as const;
 
 /** Slots of an outbox at most: as many pieces may be on their way from one rank. */
-const MOST_SLOTS = 4096;
+export const MOST_SLOTS = 4096;
 type Growable = SharedArrayBuffer & { grow(bytes: number): void };
 
 /** What a rank's thread is given of the shared memory. */
@@ -193,6 +193,11 @@ export class Outbox {
     (this.memory as Growable).grow(4 * MOST_SLOTS + this.#slots * this.pieceBytes);
     Atomics.store(this.#states, slot, 1);
     return slot;
+  }
+
+  /** Whether there is no slot to take. Slow: for finding out what went wrong. */
+  get isFull(): boolean {
+    return this.#slots === MOST_SLOTS && this.#states.every((_, slot) => !this.isFree(slot));
   }
 
   isFree(slot: number): boolean {

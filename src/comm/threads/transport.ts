@@ -6,7 +6,7 @@
 import { availableParallelism } from "node:os";
 import { opened } from "../envelope.js";
 import { LengthMismatch, type Group, type Message, type Transport } from "../transport.js";
-import { ENTRY, Outbox, RANK, Shared, type Ring, type SharedParts } from "./shared.js";
+import { ENTRY, MOST_SLOTS, Outbox, RANK, Shared, type Ring, type SharedParts } from "./shared.js";
 
 /** Pieces of one message on their way at once: one is written while the other is read. */
 const WINDOW = 2;
@@ -16,6 +16,8 @@ const WINDOW = 2;
  */
 const MOST_SPINS = 20_000;
 const LEAST_SPINS = 500;
+/** Bytes of messages that lie with the receiver until it asks for them, so that it may wait for others first, however many of these there are. */
+const SHORT_BYTES = 2048;
 /** A sleep at most, after which the engine looks whether all is well. */
 const SLEEP_MS = 100;
 
@@ -43,6 +45,8 @@ interface Piece {
   total: number;
   bytes: number;
   slot: number;
+  /** What it holds, where its slot has been given back. */
+  copy?: Uint8Array;
 }
 
 export class ThreadTransport implements Transport<ThreadGroup> {
@@ -110,11 +114,11 @@ export class ThreadTransport implements Transport<ThreadGroup> {
     let moved = false;
     for (const peer of this.#peers) {
       for (let at; (at = peer.from.next) >= 0; moved = true) {
-        const piece = { group: words[at + ENTRY.group]!, tag: words[at + ENTRY.tag]!, total: words[at + ENTRY.high]! * 2 ** 30 + words[at + ENTRY.low]!, bytes: words[at + ENTRY.bytes]!, slot: words[at + ENTRY.slot]! };
+        const piece: Piece = { group: words[at + ENTRY.group]!, tag: words[at + ENTRY.tag]!, total: words[at + ENTRY.high]! * 2 ** 30 + words[at + ENTRY.low]!, bytes: words[at + ENTRY.bytes]!, slot: words[at + ENTRY.slot]! };
         peer.from.pop();
         this.#wakeSender(peer.rank);
         const place = peer.receiving.findIndex(({ message }) => message.tag === piece.tag && (message.group as ThreadGroup).id === piece.group);
-        if (place < 0) peer.early.push(piece);
+        if (place < 0) peer.early.push(this.#keep(peer.rank, piece));
         else if (this.#takeIn(peer.rank, peer.receiving[place]!, piece)) peer.receiving.splice(place, 1)[0]!.message.end();
       }
     }
@@ -147,7 +151,8 @@ export class ThreadTransport implements Transport<ThreadGroup> {
     const other = group.world[rank]!;
     if (this.#shared.hasEnded(other)) return { gone: true, text: this.#shared.endOf(other) };
     const report = this.#shared.reportOf(other);
-    return { gone: false, text: report === "" ? `Rank ${rank} is in no call of a communicator` : `Rank ${rank} waits in ${report}` };
+    const full = this.#outbox.isFull ? `. This rank cannot send: ${MOST_SLOTS} pieces of long messages, the most there may be, wait to be asked for` : "";
+    return { gone: false, text: `Rank ${rank} ${report === "" ? "is in no call of a communicator" : `waits in ${report}`}${full}` };
   }
 
   report(where: string | undefined): void {
@@ -239,15 +244,31 @@ export class ThreadTransport implements Transport<ThreadGroup> {
     const { message } = receiving;
     if (piece.total !== message.length) throw new LengthMismatch(message, piece.total);
     if (piece.slot >= 0) {
-      const { outbox } = this.#peers[from]!;
       const { data, offset } = message;
-      const view = outbox.view(piece.slot);
-      new Uint8Array(data.buffer, data.byteOffset + offset + receiving.got, piece.bytes).set(piece.bytes === view.length ? view : view.subarray(0, piece.bytes));
-      outbox.free(piece.slot);
-      this.#wakeSender(from);
+      new Uint8Array(data.buffer, data.byteOffset + offset + receiving.got, piece.bytes).set(piece.copy ?? this.#bytesOf(from, piece));
+      if (piece.copy === undefined) this.#release(from, piece);
       receiving.got += piece.bytes;
     }
     return receiving.got === message.length;
+  }
+
+  /** A piece that nobody has asked for yet. Those of short messages give their slots back, as the one that this rank waits for may come after any number of them. */
+  #keep(from: number, piece: Piece): Piece {
+    if (piece.slot < 0 || piece.total > SHORT_BYTES) return piece;
+    piece.copy = this.#bytesOf(from, piece).slice();
+    this.#release(from, piece);
+    return piece;
+  }
+
+  /** What a piece holds, where its sender has laid it out. */
+  #bytesOf(from: number, { slot, bytes }: Piece): Uint8Array {
+    const view = this.#peers[from]!.outbox.view(slot);
+    return bytes === view.length ? view : view.subarray(0, bytes);
+  }
+
+  #release(from: number, { slot }: Piece): void {
+    this.#peers[from]!.outbox.free(slot);
+    this.#wakeSender(from);
   }
 
   /** Only a rank that waits for room has to be told that there is some. */

@@ -226,6 +226,24 @@ export const checks = {
     if (rank < size - 1) comm.sendTo(long, next, 1);
   },
 
+  "sendTo returns at once from any number of short messages, though the other waits for one that is sent after them"(comm) {
+    const { rank, size } = comm;
+    if (size === 1) return;
+    const [next, before] = [(rank + 1) % size, (rank + size - 1) % size];
+    // Up to 2 KiB.
+    const lengths = Array.from({ length: 4200 }, (_, i) => (i % 100 === 0 ? 512 : 1));
+    for (const [i, length] of lengths.entries()) comm.sendTo(new Int32Array(length).fill(i), next, 5);
+    comm.sendTo(Int32Array.of(rank), next, 6);
+    const got = new Int32Array(1);
+    comm.receiveFrom(got, before, 6);
+    same("the last one", got, [before]);
+    for (const [i, length] of lengths.entries()) {
+      const data = new Int32Array(length);
+      comm.receiveFrom(data, before, 5);
+      same(`message ${i}`, data, new Int32Array(length).fill(i));
+    }
+  },
+
   "barrier lets nobody go before all have come"(comm) {
     const { rank, size } = comm;
     const clock = () => performance.timeOrigin + performance.now();
