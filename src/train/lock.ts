@@ -1,6 +1,7 @@
 /** One training at a time in a folder: two that wrote there would delete each other's checkpoints and mix their metrics. */
 
-import { readFileSync, rmSync, writeFileSync } from "node:fs";
+import { randomInt } from "node:crypto";
+import { linkSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { hostname } from "node:os";
 import { join, resolve } from "node:path";
 import { ConfigError, expectation } from "../core/errors.js";
@@ -18,16 +19,12 @@ const held = new Set<string>();
  */
 export function lockFolder(folder: string): () => void {
   const path = join(folder, LOCK_FILE);
-  const lock = (): void => writeFileSync(path, JSON.stringify({ pid: process.pid, host: hostname() }), { flag: "wx" });
+  const own = JSON.stringify({ pid: process.pid, host: hostname() });
   try {
     makeFolder(folder);
-    try {
-      lock();
-    } catch (error) {
-      if (errorCode(error) !== "EEXIST") throw error;
+    while (!place(path, own)) {
       checkUnlocked(folder);
-      rmSync(path);
-      lock();
+      takeAway(folder);
     }
   } catch (error) {
     throw error instanceof ConfigError ? error : fileError("--output-dir", path, "write", error);
@@ -36,8 +33,59 @@ export function lockFolder(folder: string): () => void {
   held.add(key);
   return () => {
     held.delete(key);
-    quietly(() => rmSync(path, { force: true }));
+    // On another machine a run may have been taken up by now: that lock is not ours.
+    quietly(() => readFileSync(path, "utf8") === own && rmSync(path, { force: true }));
   };
+}
+
+/** A name that no other process takes, of the kind that the next save clears where a kill leaves it. */
+const besides = (path: string): string => `${path}.tmp-${process.pid}-${randomInt(2 ** 47)}`;
+
+/** Puts a lock in place, content and all at once: a starter that looked in between would take an empty one for a left-over. @returns whether there was none */
+function place(path: string, content: string): boolean {
+  const temporary = besides(path);
+  try {
+    writeFileSync(temporary, content, { flag: "wx" });
+    return made(() => {
+      try {
+        linkSync(temporary, path);
+      } catch (error) {
+        if (errorCode(error) === "EEXIST") throw error;
+        // No hard links here, as on exFAT and some network folders, each of which says so otherwise: one starter alone can still create the file, if not at once with what is in it.
+        writeFileSync(path, content, { flag: "wx" });
+      }
+    });
+  } finally {
+    quietly(() => rmSync(temporary, { force: true }));
+  }
+}
+
+/** Whether a file could be made; false where there is one. */
+function made(make: () => void): boolean {
+  try {
+    make();
+    return true;
+  } catch (error) {
+    if (errorCode(error) === "EEXIST") return false;
+    throw error;
+  }
+}
+
+/**
+ * Takes a left-over away by renaming it, which of several starters one alone can do. Since they looked, another may have put its own lock in place: what was
+ * renamed is looked at again, and put back. (Only a third that came in that very moment would hold the folder too.)
+ */
+function takeAway(folder: string): void {
+  const path = join(folder, LOCK_FILE);
+  const away = besides(path);
+  try {
+    renameSync(path, away);
+  } catch (error) {
+    if (errorCode(error) === "ENOENT") return; // another was first
+    throw error;
+  }
+  if (holderOf(away) !== undefined) place(path, readFileSync(away, "utf8"));
+  rmSync(away, { force: true });
 }
 
 /** @throws ConfigError where another run holds the folder */
@@ -57,9 +105,13 @@ export function checkUnlocked(folder: string): void {
 
 /** The process that trains in a folder, if one does. */
 function holder(folder: string): number | undefined {
-  if (held.has(resolve(folder))) return process.pid;
+  return held.has(resolve(folder)) ? process.pid : holderOf(join(folder, LOCK_FILE));
+}
+
+/** The other process of this machine that a lock is of, if it lives. */
+function holderOf(path: string): number | undefined {
   try {
-    const { pid, host } = JSON.parse(readFileSync(join(folder, LOCK_FILE), "utf8")) as { pid?: unknown; host?: unknown };
+    const { pid, host } = JSON.parse(readFileSync(path, "utf8")) as { pid?: unknown; host?: unknown };
     return host === hostname() && Number.isSafeInteger(pid) && isOtherProcess(pid as number) ? (pid as number) : undefined;
   } catch {
     return undefined; // none there, or one half written by a machine that went down
