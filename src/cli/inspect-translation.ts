@@ -1,14 +1,11 @@
 /** `sparsegate inspect` of a translation model: what it is, its latest metrics, and with a text what its encoder's experts specialise in. */
 
-import { existsSync } from "node:fs";
-import { join } from "node:path";
 import { expertsPerRow, translationCost } from "../models/cost.js";
 import { ConfigError, expectation } from "../core/errors.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { readLines } from "../text/corpus.js";
 import type { Checkpoint } from "../train/checkpoint.js";
-import { readMetrics } from "../train/metrics.js";
-import { runFolder } from "../train/restore.js";
+import { recordsOf } from "../train/run-folder.js";
 import { loadTranslationModel } from "../train/translation/restore.js";
 import { expertWords, type ExpertWords } from "../train/translation/specialisation.js";
 import { openBackend } from "./backend.js";
@@ -31,8 +28,7 @@ export function inspectTranslationCommand(run: string, checkpoint: Checkpoint, o
   if (texts && multilingual !== (language !== undefined)) {
     throw new ConfigError(expectation("inspect", multilingual ? "--language, the one to translate into" : "no --language", language ?? "none"));
   }
-  const path = join(runFolder(checkpoint), "metrics.jsonl");
-  const records = existsSync(path) ? readMetrics(path).filter(({ step }) => step <= checkpoint.step) : [];
+  const records = recordsOf(checkpoint);
   const latest = Object.fromEntries(TAGS.map((tag) => [tag.replaceAll("/", "_"), records.findLast((record) => typeof record[tag] === "number")?.[tag] ?? "not recorded"]));
   const { middle } = model.config;
   const [encoder] = model.mixtures;

@@ -1,7 +1,5 @@
 /** `sparsegate inspect`: what a run's model is, its latest metrics, and how its experts were used, as text, JSON or a page with figures. */
 
-import { existsSync } from "node:fs";
-import { join } from "node:path";
 import { computeCost, expertsPerRow } from "../models/cost.js";
 import { ConfigError, expectation } from "../core/errors.js";
 import { balanceStatistics } from "../moe/statistics.js";
@@ -9,9 +7,9 @@ import { defaultBackend } from "../tensor/default-backend.js";
 import { writeFileAtomic } from "../train/atomic.js";
 import { BALANCE_COLUMNS, balanceHistory, evenly, renderBalance } from "../train/balance-report.js";
 import { effectiveMoe } from "../train/moe-config.js";
-import { readMetrics } from "../train/metrics.js";
 import { planRun } from "../train/plan.js";
-import { loadModel, openCheckpoint, runFolder } from "../train/restore.js";
+import { loadModel, openCheckpoint } from "../train/restore.js";
+import { recordsOf } from "../train/run-folder.js";
 import { openBackend } from "./backend.js";
 import { compact, table } from "./format.js";
 import { print } from "./output.js";
@@ -29,19 +27,18 @@ export async function inspectCommand(run: string, options: Record<string, unknow
   if (options["contexts"] === true) return (await import("./contexts.js")).contextsCommand(checkpoint, run, options);
   openBackend();
   const { model, config, tokenizer } = loadModel(checkpoint);
-  // Of the folder the checkpoint lies in: a run may have been moved. Records after the checkpoint are of steps it does not know.
-  const path = join(runFolder(checkpoint), "metrics.jsonl");
-  const records = existsSync(path) ? readMetrics(path).filter(({ step }) => step <= checkpoint.step) : [];
+  const records = recordsOf(checkpoint);
   const latest = (tag: string): number | undefined => {
     const found = records.findLast((record) => typeof record[tag] === "number");
     return found && (found[tag] as number);
   };
   const E = model.moe?.numExperts ?? 0;
   const history = balanceHistory(records, E);
-  const loads = history.at(-1)?.load ?? new Array<number>(E).fill(0);
-  const balance = E > 0 ? balanceStatistics(loads, loads) : undefined;
+  // Nothing is said of what was not recorded: loads of 0 would read as a perfect balance.
+  const loads = history.at(-1)?.load;
+  const balance = loads && balanceStatistics(loads, loads);
   const saved = checkpoint.state["unused"];
-  const unused = Array.isArray(saved) ? (saved as number[]) : new Array<number>(E).fill(0);
+  const unused = Array.isArray(saved) ? (saved as number[]) : undefined;
   const { middle } = model.config;
   const summary = {
     checkpoint: checkpoint.path,
@@ -56,8 +53,7 @@ export async function inspectCommand(run: string, options: Record<string, unknow
     train_loss: latest("train/loss"),
     eval_perplexity: latest("eval/perplexity"),
     test_perplexity: latest("test/perplexity"),
-    ...(balance ? { cv_load: balance.cvLoad, max_over_mean_load: balance.maxOverMeanLoad, unused_experts: balance.unused } : {}),
-    ...(balance ? { dropped_fraction: history.at(-1)?.droppedFraction ?? undefined } : {}),
+    ...(E > 0 ? { cv_load: balance?.cvLoad, max_over_mean_load: balance?.maxOverMeanLoad, unused_experts: balance?.unused, dropped_fraction: history.at(-1)?.droppedFraction ?? undefined } : {}),
   };
   const facts = Object.entries(summary).map(([key, value]) => [key, textOf(value)] as const);
   if (options["json"] === true) {
@@ -65,7 +61,7 @@ export async function inspectCommand(run: string, options: Record<string, unknow
     print({ ...summary, expert_load: loads, steps_without_rows: unused, balance: recorded.map(inSnakeCase) }, true);
   } else {
     print(Object.fromEntries(facts), false);
-    if (E > 0) process.stdout.write(`\n${balanceText(history)}${expertText(loads, unused)}`);
+    if (loads) process.stdout.write(`\n${balanceText(history)}${expertText(loads, unused)}`);
   }
   const file = options["html"];
   if (typeof file === "string") {
@@ -78,7 +74,6 @@ export async function inspectCommand(run: string, options: Record<string, unknow
 }
 
 function balanceText(history: ReturnType<typeof balanceHistory>): string {
-  if (history.length === 0) return "";
   const rows = evenly(history, SHOWN_RECORDS).map((record) => BALANCE_COLUMNS.map(([, cell]) => cell(record)));
   return `${table(
     BALANCE_COLUMNS.map(([heading]) => heading),
@@ -86,7 +81,7 @@ function balanceText(history: ReturnType<typeof balanceHistory>): string {
   )}\n\n`;
 }
 
-function expertText(loads: readonly number[], unused: readonly number[]): string {
+function expertText(loads: readonly number[], unused: readonly number[] | undefined): string {
   const mean = loads.reduce((sum, n) => sum + n, 0) / loads.length || 1;
   const order = loads
     .map((_, i) => i)
@@ -96,7 +91,7 @@ function expertText(loads: readonly number[], unused: readonly number[]): string
     String(i),
     String(loads[i]),
     (loads[i]! / mean).toFixed(2),
-    String(unused[i] ?? 0),
+    unused ? String(unused[i] ?? 0) : "-",
     "#".repeat(Math.round((10 * loads[i]!) / mean)),
   ]);
   return `${table(["expert", "rows in the last step", "of the mean", "steps without rows", ""], rows)}\n`;

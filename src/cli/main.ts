@@ -43,6 +43,16 @@ const EXIT_CODES = `
 Exit codes: 0 done; 1 something to be mended, said in one line; 70 a bug of sparsegate; 130 or 143 training was interrupted by
 Ctrl-C or SIGTERM and has written a checkpoint. Progress and messages go to stderr, results to stdout.`;
 
+/** Names of the options that were given, and are not at their defaults. */
+function givenTo(command: Command): string[] {
+  return Object.keys(command.opts()).filter((name) => command.getOptionValueSource(name) !== "default");
+}
+
+/** The option of commands that use a model. */
+function choosing(command: Command): Command {
+  return command.option("--checkpoint <which>", "best (by validation perplexity; the last where no best is kept) or last", "best");
+}
+
 /** Options of commands that search for translations. */
 function searching(command: Command): Command {
   return command
@@ -51,7 +61,6 @@ function searching(command: Command): Command {
     .option("--length-penalty <x>", "GNMT's alpha: more gives longer translations", number, 1)
     .option("--coverage-penalty <x>", "GNMT's beta: against source words that were not read", number, 0)
     .option("--batch-size <n>", "sentences at once", wholeNumber, 32)
-    .option("--checkpoint <which>", "best (by validation perplexity) or last", "best")
     .option("--average <n>", "use the average of the last n checkpoints", wholeNumber);
 }
 
@@ -93,7 +102,7 @@ function program(): Command {
     .option("--vary <setting>", "an option of train and the values to try, like dropout=0,0.1,0.2; may be repeated", several)
     .option("--seeds <list>", "each combination is trained with each of these (--seed)")
     .option("--tokens <n>", "training tokens a trial, in place of --max-steps", wholeNumber)
-    .option("--combinations <n>", "try so many combinations at most, drawn by chance", wholeNumber)
+    .option("--combinations <n>", "try so many combinations at most, drawn by chance", atLeastOne)
     .option("--config <file>", "JSON file of options in snake_case; flags and SPARSEGATE_TRAIN_* win over it")
     .option("--overwrite", "train all trials anew; left out, those that are there go on, or are done")
     .option("--no-progress", "no live progress")
@@ -112,26 +121,22 @@ function program(): Command {
   trainFlags(plan);
   plan.action(async (options: Record<string, unknown>) => (await import("./plan.js")).planCommand(options));
 
-  searching(
-    root
-      .command("eval <run>")
-      .description("perplexity of a trained model, by the exact softmax; of a translation model BLEU and chrF too")
-      .option("--data <file>", "text, plain or .gz; default: the run's test or valid text, of a translation model that of each pair of languages")
-      .option("--target <file>", "translations of --data, for a translation model"),
-  )
+  const evaluation = root
+    .command("eval <run>")
+    .description("perplexity of a trained model, by the exact softmax; of a translation model BLEU and chrF too")
+    .option("--data <file>", "text, plain or .gz; default: the run's test or valid text, of a translation model that of each pair of languages");
+  choosing(evaluation).option("--json", "print the result as JSON").optionsGroup("Options for translation models alone:").option("--target <file>", "translations of --data");
+  searching(evaluation)
     .option("--samples <n>", "show n translations from the worst to the best, by the chrF of each sentence", atLeastOne)
-    .option("--json", "print the result as JSON")
-    .action(async (run: string, options: Record<string, unknown>) => (await import("./use.js")).evalCommand(run, options));
-  searching(root.command("translate <run> [text...]").description("translate a text, or stdin line by line"))
+    .action(async (run: string, options: Record<string, unknown>, command: Command) => (await import("./use.js")).evalCommand(run, options, givenTo(command)));
+  searching(choosing(root.command("translate <run> [text...]").description("translate a text, or stdin line by line")))
     .option("--n-best <n>", "so many translations of each line, with line number and score", wholeNumber, 1)
     .option("--attention", "with --json: what was read of each source token")
     .option("--figure <file>", "write a page that draws what was read, for the first 20 lines")
     .option("--no-progress", "no live progress")
     .option("--json", "print a JSON object a line")
     .action(async (run: string, text: string[], options: Record<string, unknown>) => (await import("./translation.js")).translateCommand(run, text, options));
-  root
-    .command("generate <run>")
-    .description("text from a trained model")
+  choosing(root.command("generate <run>").description("text from a trained model"))
     .option("--prompt <text>", "what to continue; may be repeated, and is continued side by side then", several)
     .option("--prompts <file>", "prompts, one a line")
     .option("--max-tokens <n>", "length at most", wholeNumber, 100)
@@ -143,7 +148,7 @@ function program(): Command {
     .action(async (run: string, options: Record<string, unknown>) => (await import("./use.js")).generateCommand(run, options));
   root
     .command("inspect <run>")
-    .description("a run's parameters, metrics and how its experts were used")
+    .description("a run's parameters, metrics and how its experts were used, at its last checkpoint; name RUN/best or RUN/checkpoint-<step> for another")
     .option("--html <file>", "write a page with figures: load of each expert, and balance, over training; with --contexts, the text coloured by expert")
     .option("--contexts", "what each expert takes: the places of a text where its gate value is the highest")
     .option("--data <file>", "the text of --contexts, plain or .gz; default: the run's test or valid text; of a translation model: a source text")
@@ -165,7 +170,7 @@ function program(): Command {
     .option("--overwrite", "train all rows anew")
     .option("--rows <names>", "rows to train, separated by commas (those of the paper's width up to MoE-1024-h)")
     .option("--scale <x>", "table-7 and table-8: widths in proportion to the paper's (0.25)", number)
-    .option("--tokens <n>", "training tokens a row; more than before carry rows on from where they are", wholeNumber)
+    .option("--tokens <n>", "training tokens a row; more than before carry rows on from where they are, in table-8 those alone whose tenth is measured or lies ahead", wholeNumber)
     .option("--max-steps <n>", "training steps a row, in place of --tokens", wholeNumber)
     .option("--set <setting>", "an option of train for all rows, like dropout=0.2, or for one, like MoE-256:dropout=0.2; may be repeated", several)
     .option("--results <dir>", "write table and figures there too, as Markdown, JSON and SVG, whenever a row is done")

@@ -3,7 +3,7 @@
 import { join } from "node:path";
 import { ConfigError, expectation } from "../core/errors.js";
 import { writeFileAtomic } from "../train/atomic.js";
-import { flagOf, resolveConfig } from "../train/config.js";
+import { flagOf, mergeSources, resolveConfig, trainConfigSchema, type TrainConfig } from "../train/config.js";
 import { Progress } from "../train/progress.js";
 import { reproduce, type DoneRow } from "../train/reproduce/run.js";
 import { checkLanguageModel, corporaOf, makeDatasets } from "../train/setup.js";
@@ -18,33 +18,32 @@ export async function sweepCommand(options: Record<string, unknown>): Promise<vo
   const flags = flagsOf(options);
   // A sweep has a folder of its own, and seeds of its own.
   const { output_dir = join("runs", "sweep"), ...given } = flags;
-  const base = resolveConfig({
-    file: options["config"] as string | undefined,
-    env: process.env,
-    flags: { ...given, output_dir },
-  });
-  checkLanguageModel("sweep", base);
-  if (base.valid === undefined)
+  const sources = { file: options["config"] as string | undefined, env: process.env, flags: { ...given, output_dir } };
+  const { values } = mergeSources(sources);
+  const resolve = (trial: Readonly<Record<string, unknown>>): TrainConfig => resolveConfig({ ...sources, trial: { values: trial, where: "sweep" } });
+  if (values["valid"] === undefined)
     throw new ConfigError(
       expectation("sweep", "--valid, a text to compare trials on", "none", "Comparing them on --test would tune them to it."),
     );
-  // What was left out stays so: a default may depend on an option that is varied.
-  const { warmup_steps: _, ...rest } = base;
-  const common = { ...rest, ...(given["warmup_steps"] === undefined ? {} : { warmup_steps: base.warmup_steps }) };
-  const outputDir = base.output_dir;
   const table = sweepTable({
-    base: common,
+    base: values,
+    resolve,
     vary: (options["vary"] as string[] | undefined) ?? [],
-    seeds: seedsOf(options["seeds"] as string | undefined, base.seed),
+    // One that is no number is refused as the trials are resolved.
+    seeds: seedsOf(options["seeds"] as string | undefined, (values["seed"] ?? trainConfigSchema.shape.seed.parse(undefined)) as number),
     combinations: options["combinations"] as number | undefined,
     tokens: options["tokens"] as number | undefined,
   });
+  // What the text is made of is the same in all trials.
+  const one = resolve(table.rows[0]!.changes);
+  checkLanguageModel("sweep", one);
+  const outputDir = one.output_dir;
   makeOutputFolder(outputDir);
   const progress = new Progress({ enabled: options["progress"] !== false });
   const backend = openBackend();
   // The test text has no say in a search.
-  const { test: _test, ...corpora } = corporaOf(base);
-  const datasets = makeDatasets(base, corpora);
+  const { test: _test, ...corpora } = corporaOf(one);
+  const datasets = makeDatasets(one, corpora);
   const stop = stopSignal(() =>
     progress.announce("Stopping after this step; then a checkpoint is written. Once more to stop at once, without one."),
   );

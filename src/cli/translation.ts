@@ -11,6 +11,7 @@ import type { Checkpoint } from "../train/checkpoint.js";
 import { caveats } from "../train/moe-config.js";
 import { Progress } from "../train/progress.js";
 import { tokenizerOf } from "../train/restore.js";
+import { checkWhich } from "../train/run-folder.js";
 import { translationModelConfig, type TranslationConfig } from "../train/translation/config.js";
 import { attentionPage } from "../train/translation/attention-page.js";
 import { makeTranslationDatasets, readCorpora, type TranslationDatasets } from "../train/translation/data.js";
@@ -122,9 +123,7 @@ export function sayCaveats(config: TranslationConfig): void {
 }
 
 export function load(where: string, run: string, options: Options): LoadedTranslation {
-  const which = options["checkpoint"];
-  if (which !== "best" && which !== "last") throw new ConfigError(expectation("--checkpoint", "best or last", which));
-  return loadTranslationModel(where, run, { checkpoint: which, average: options["average"] as number | undefined });
+  return loadTranslationModel(where, run, { checkpoint: checkWhich(options["checkpoint"]), average: options["average"] as number | undefined });
 }
 
 /** `sparsegate translate`: a text on the command line, or stdin line by line. */

@@ -7,24 +7,28 @@ import { tokenizeCorpus } from "../text/dataset.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { checkGenerateOptions, generateBatch } from "../train/generate.js";
 import { caveats } from "../train/moe-config.js";
-import { loadModel, openCheckpoint } from "../train/restore.js";
+import { loadModel } from "../train/restore.js";
+import { checkWhich, openWhich } from "../train/run-folder.js";
 import { evaluateOn } from "../train/trainer.js";
 import { openBackend } from "./backend.js";
 import { print } from "./output.js";
 
 type Options = Record<string, unknown>;
 
+/** Options of `eval` that a language model has no use for, as commander names them. */
+const OF_TRANSLATION = ["target", "language", "beamSize", "lengthPenalty", "coveragePenalty", "batchSize", "average", "samples"];
+
 /** Figures of balance as the command line names them. */
 function balanceFigures({ cvImportance, cvLoad, maxOverMeanLoad, unused }: BalanceStatistics): Record<string, number> {
   return { cv_importance: cvImportance, cv_load: cvLoad, max_over_mean_load: maxOverMeanLoad, unused_experts: unused };
 }
 
-export async function evalCommand(run: string, options: Options): Promise<void> {
-  const checkpoint = openCheckpoint("eval", run);
+/** @param given names of the options that the user gave, and not their defaults */
+export async function evalCommand(run: string, options: Options, given: readonly string[]): Promise<void> {
+  const checkpoint = openWhich("eval", run, checkWhich(options["checkpoint"]));
   if (checkpoint.config["task"] === "translation") return (await import("./eval-translation.js")).evalTranslationCommand(run, options);
-  for (const flag of ["target", "language", "average", "samples"]) {
-    if (options[flag] !== undefined) throw new ConfigError(expectation(`eval --${flag}`, "a translation model", run));
-  }
+  const useless = OF_TRANSLATION.find((name) => given.includes(name));
+  if (useless !== undefined) throw new ConfigError(expectation(`eval --${useless.replaceAll(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`, "a translation model", run));
   const path = (options["data"] as string | undefined) ?? checkpoint.config["test"] ?? checkpoint.config["valid"];
   if (typeof path !== "string") throw new ConfigError(expectation("eval", "--data, a text file", "none", `${run} was trained without --test and --valid.`));
   const lines = readLines(path);
@@ -49,7 +53,7 @@ export function generateCommand(run: string, options: Options): void {
     seed: options["seed"] as number,
   });
   openBackend();
-  const { model, tokenizer } = loadModel(openCheckpoint("generate", run));
+  const { model, tokenizer } = loadModel(openWhich("generate", run, checkWhich(options["checkpoint"])));
   if (options["json"] === true) {
     const texts = generateBatch(model, tokenizer, prompts, settings);
     process.stdout.write(`${JSON.stringify({ texts: texts.map((text, i) => ({ prompt: prompts[i], text })) })}\n`);

@@ -128,6 +128,8 @@ export interface Sources {
   flags?: Record<string, unknown>;
   /** What counts below all of these, in place of the defaults: the configuration of the run that is resumed. */
   base?: { values: Record<string, unknown>; where: string } | undefined;
+  /** What counts above all of these: what one trial of a sweep has for itself. */
+  trial?: { values: Readonly<Record<string, unknown>>; where: string } | undefined;
 }
 
 /** Values that were set, and by key the place that each came from, as messages name it. */
@@ -137,10 +139,10 @@ export interface Settings {
 }
 
 /**
- * Flags over environment (SPARSEGATE_TRAIN_<KEY>) over file over `base`, not checked yet.
+ * `trial` over flags over environment (SPARSEGATE_TRAIN_<KEY>) over file over `base`, not checked yet.
  * @throws ConfigError for a SPARSEGATE_TRAIN_ variable of no option; FileError for a file that is no JSON object
  */
-export function mergeSources({ file, env = {}, flags = {}, base }: Sources): Settings {
+export function mergeSources({ file, env = {}, flags = {}, base, trial }: Sources): Settings {
   // Without a prototype, so that a key __proto__ is a key, and an unknown one.
   const settings: Settings = { values: Object.create(null) as Record<string, unknown>, origins: new Map() };
   const set = (key: string, value: unknown, origin: string): void => {
@@ -167,6 +169,7 @@ export function mergeSources({ file, env = {}, flags = {}, base }: Sources): Set
     set(key, value, name);
   }
   for (const [key, value] of Object.entries(flags)) set(key, value, flagOf(key));
+  for (const [key, value] of Object.entries(trial?.values ?? {})) set(key, value, trial!.where);
   return settings;
 }
 

@@ -2,14 +2,17 @@
 
 import { ConfigError, expectation } from "../core/errors.js";
 import { philox4x32, streamId } from "../core/random.js";
-import { checkConfig, flagOf, parseSettings } from "./config.js";
+import { checkConfig, flagOf, parseSettings, type TrainConfig } from "./config.js";
 import type { DoneRow } from "./reproduce/run.js";
 import type { PaperTable, TableRow } from "./reproduce/table.js";
+import { validPerplexity } from "./trainer.js";
 
 /** What is searched. */
 export interface SweepOptions {
-  /** Options of train that all trials have, checked or not. */
+  /** Options of train that all trials have, as they were given: what a default is may depend on an option that is varied. */
   base: Readonly<Record<string, unknown>>;
+  /** The configuration of a trial, by what it has for itself. Default: of `base` and that. @throws ConfigError */
+  resolve?: (trial: Readonly<Record<string, unknown>>) => TrainConfig;
   /** KEY=VALUE,VALUE,…: options of train with the values to try. */
   vary: readonly string[];
   seeds: readonly number[];
@@ -21,6 +24,7 @@ export interface SweepOptions {
 
 /** Options that say what the text is, or that a sweep sets itself: to compare trials they must be the same. */
 const FIXED: readonly string[] = [
+  "task",
   "train",
   "valid",
   "test",
@@ -38,7 +42,8 @@ const FIXED: readonly string[] = [
  * The trials as a table: a row for each combination and seed, the seeds of one combination together.
  * @throws ConfigError for an option that cannot be varied, or a combination that cannot be trained
  */
-export function sweepTable({ base, vary, seeds, combinations, tokens }: SweepOptions): PaperTable {
+export function sweepTable(options: SweepOptions): PaperTable {
+  const { base, resolve = (trial) => checkConfig({ ...base, ...trial }, "sweep"), vary, seeds, combinations, tokens } = options;
   if (new Set(seeds).size < seeds.length || seeds.length === 0)
     throw new ConfigError(expectation("--seeds", "seeds that differ, at least one", [...seeds]));
   const varied = vary.map(valuesOf);
@@ -53,7 +58,7 @@ export function sweepTable({ base, vary, seeds, combinations, tokens }: SweepOpt
     [{}],
   );
   const rows = drawn(all, combinations, seeds[0]!).flatMap((combination) =>
-    seeds.map((seed) => rowOf(combination, seed, base, tokens)),
+    seeds.map((seed) => rowOf(combination, seed, resolve, tokens)),
   );
   return {
     name: "sweep",
@@ -63,7 +68,7 @@ export function sweepTable({ base, vary, seeds, combinations, tokens }: SweepOpt
     columns: [{ figure: "perplexity", heading: "valid perplexity", digits: 2 }],
     rows,
     config: base,
-    measure: ({ result }) => ({ perplexity: result.valid!.perplexity }),
+    measure: ({ result }) => ({ perplexity: validPerplexity(result)! }),
     claims: () => [],
   };
 }
@@ -104,11 +109,11 @@ function drawn<T>(all: readonly T[], count: number | undefined, seed: number): T
 function rowOf(
   combination: Record<string, unknown>,
   seed: number,
-  base: Readonly<Record<string, unknown>>,
+  resolve: NonNullable<SweepOptions["resolve"]>,
   tokens: number | undefined,
 ): TableRow {
   const changes: Record<string, unknown> = { ...combination, seed };
-  const { batch_size, time_steps } = checkConfig({ ...base, ...changes }, "sweep");
+  const { batch_size, time_steps } = resolve(changes);
   if (tokens !== undefined) changes["max_steps"] = Math.max(1, Math.ceil(tokens / (batch_size * time_steps)));
   const parts = Object.entries({ ...combination, seed }).map(([key, value]) => `${key}-${String(value)}`);
   return {

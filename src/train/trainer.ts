@@ -159,6 +159,14 @@ class LanguageModelTask implements Task<StepResult, Evaluation, LanguageModel> {
   }
 }
 
+/**
+ * Perplexity of the validation text by the model that a run is judged by: the best where that is kept, as the last one has by then gone a patience without
+ * getting better.
+ */
+export function validPerplexity({ best, valid }: Pick<TrainResult, "best" | "valid">): number | undefined {
+  return best ? Math.exp(best.loss) : valid?.perplexity;
+}
+
 /** Perplexity of a dataset under the run's text mode, every token once. */
 export function evaluateOn(
   model: LanguageModel,

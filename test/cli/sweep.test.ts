@@ -1,11 +1,12 @@
 /** `sparsegate sweep`: every combination with every seed, each as `train` itself would train it, compared on the validation text; killed and gone on with. */
 
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { sweepResults, sweepTable } from "#sparsegate/train/sweep.js";
 import type { DoneRow } from "#sparsegate/train/reproduce/run.js";
+import type { TrainResult } from "#sparsegate/train/trainer.js";
 import { flags, run, start, until, writeTexts } from "./helpers.js";
 
 const root = mkdtempSync(join(tmpdir(), "sparsegate-sweep-"));
@@ -104,9 +105,32 @@ describe("sparsegate sweep", () => {
     },
   );
 
+  test("gives each trial what it was given, from a file and the environment too, and works out the rest for that trial", { timeout: 120_000 }, async () => {
+    const { hidden_size: _, model: __, ...given } = common;
+    writeFileSync(join(root, "sweep.json"), JSON.stringify({ ...given, warmup_steps: 7, max_steps: 2, capacity_factor: 2 }));
+    const sweep = (folder: string, ...vary: string[]): string[] => ["sweep", "--config", "sweep.json", "--output-dir", folder, "--json", ...vary.flatMap((one) => ["--vary", one])];
+    const configs = async (line: string[], env: NodeJS.ProcessEnv = {}): Promise<Record<string, unknown>[]> => {
+      const { code, stdout, stderr } = await run(line, { cwd: root, env });
+      expect(code, stderr).toBe(0);
+      const folder = line[line.indexOf("--output-dir") + 1]!;
+      const keys = parsed({ stdout }).trials.map(({ valid_perplexity: _valid, ...own }) => Object.entries(own).map(([key, value]) => `${key}-${value}`).join("-")); // prettier-ignore
+      return keys.map((key) => JSON.parse(readFileSync(join(root, folder, key, "config.json"), "utf8")) as Record<string, unknown>);
+    };
+    const short = await configs(sweep("short", "num_experts=4,8", "scale=0.015625,0.03125"));
+    expect(short.map(({ model, hidden_size, warmup_steps, dropout }) => [model, hidden_size, warmup_steps, dropout])).toEqual(["MoE-4", "MoE-8"].flatMap((model) => [8, 16].map((width) => [model, width, 7, 0.1]))); // prettier-ignore
+    // An option of gates that are tried, not of the default one; and one that needs another that is tried.
+    const env = { SPARSEGATE_TRAIN_WARMUP_STEPS: "3", SPARSEGATE_TRAIN_HIDDEN_SIZE: "8", SPARSEGATE_TRAIN_MODEL: "MoE-4", SPARSEGATE_TRAIN_AUX_LOSS_WEIGHT: "0.05" };
+    const gates = await configs(sweep("gates", "gate=switch,gshard"), env);
+    expect(gates.map(({ gate, aux_loss_weight, warmup_steps }) => [gate, aux_loss_weight, warmup_steps])).toEqual([["switch", 0.05, 3], ["gshard", 0.05, 3]]); // prettier-ignore
+    // What the user did give is what is refused.
+    const { code, stderr } = await run([...sweep("both", "scale=0.25"), "--hidden-size", "8"], { cwd: root });
+    expect([code, stderr]).toEqual([1, "sweep: expected scale (--scale) to be left out beside a hidden_size of 8, got 0.25. It is short for one.\n"]);
+  });
+
   test("refuses what would make trials unlike, and says why", { timeout: 60_000 }, async () => {
     for (const [more, says] of [
       [["--vary", "seed=1,2"], /^--vary: expected an option of train other than .* got "seed"\. Take --seeds\./],
+      [["--vary", "task=translation"], /All trials have the same text and budget\./],
       [["--vary", "valid=a,b"], /All trials have the same text and budget\./],
       [
         ["--vary", "dropout=0.3"],
@@ -148,6 +172,13 @@ describe("a sweep's trials", () => {
     expect(of([0, 1])).toEqual(of([0, 1]));
     expect(of([0]).map((key) => key.replace(/-seed.*/, ""))).not.toEqual(of([8]).map((key) => key.replace(/-seed.*/, "")));
     expect(new Set(of([0, 1])).size).toBe(10);
+  });
+
+  test("count by the best evaluation where there is a patience, as the last is worse by then, and by the last without", () => {
+    const { measure } = sweepTable({ base, vary: ["dropout=0"], seeds: [0] });
+    const of = (result: Partial<TrainResult>): unknown => measure({ result } as Parameters<typeof measure>[0]);
+    const valid = { perplexity: 9 } as NonNullable<TrainResult["valid"]>;
+    expect([of({ valid, best: { step: 1, loss: Math.log(8) } }), of({ valid })]).toEqual([{ perplexity: expect.closeTo(8, 9) }, { perplexity: 9 }]);
   });
 
   test("are ranked by the mean of those that are done", () => {

@@ -1,11 +1,11 @@
 /** eval, generate and inspect on runs of each text mode and tokenizer: what they say is what training said. */
 
-import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { readMetrics } from "#sparsegate/train/metrics.js";
-import { flags, inPairs, run, writeTexts } from "./helpers.js";
+import { flags, inPairs, refused, run, sentences, writeTexts } from "./helpers.js";
 
 const root = mkdtempSync(join(tmpdir(), "sparsegate-use-"));
 afterAll(() => rmSync(root, { recursive: true }));
@@ -157,4 +157,64 @@ test("inspect --contexts names for each expert the places where its gate value i
   expect(readFileSync(join(root, "contexts.html"), "utf8")).toMatch(/^<!doctype html>[^]*class="token"[^]*<\/html>\n$/);
   const { code, stderr } = await run(["inspect", folder, "--data", "valid.txt"], { cwd: root });
   expect([code, stderr]).toEqual([1, "inspect --data: expected --contexts beside it, got none.\n"]);
+});
+
+describe("a run with a patience, whose best step is not its last", () => {
+  let summary: Record<string, unknown>;
+  let [best, last] = [0, 0];
+  beforeAll(async () => {
+    // Few sentences of many words: they are soon learned by heart, and others get worse.
+    for (const [i, [name, count]] of Object.entries({ train: 40, valid: 30, test: 30 }).entries())
+      writeFileSync(join(root, `few-${name}.txt`), `${sentences(count, i + 1, 200).join("\n")}\n`);
+    const few = { train: "few-train.txt", valid: "few-valid.txt", test: "few-test.txt", tokenizer: "words", model: "MoE-8", hidden_size: 16, dropout: 0, batch_size: 4, time_steps: 8 };
+    summary = await json(["train", ...flags({ ...few, max_steps: 400, eval_steps: 5, save_steps: 7, logging_steps: 5, learning_rate: 0.03, schedule: "constant", patience: 3, output_dir: "patient" })]);
+    [best, last] = [summary["best_step"] as number, summary["steps"] as number];
+    expect(best).toBe(last - 15);
+  }, 60_000);
+
+  test("is evaluated, and generates, as it was at its best, unless the last is asked for", { timeout: 60_000 }, async () => {
+    const [chosen, named, latest, final] = await inPairs([[], ["--checkpoint", "best"], ["--checkpoint", "last"]].map((more) => () => json(["eval", "patient", ...more])).concat(() => json(["eval", `patient/checkpoint-${last}`]))); // prettier-ignore
+    expect(chosen!["perplexity"]).toBe(summary["test_perplexity"]);
+    expect(named).toEqual(chosen);
+    expect(latest!["perplexity"]).not.toBe(chosen!["perplexity"]);
+    expect(final).toEqual(latest);
+    const text = (run: string, ...more: string[]) => () => output(["generate", run, "--max-tokens", "40", "--temperature", "1.5", ...more]);
+    const texts = await inPairs([text("patient"), text("patient/best"), text("patient", "--checkpoint", "last"), text(`patient/checkpoint-${last}`)]);
+    expect([texts[1], texts[3], texts[2] === texts[0]]).toEqual([texts[0], texts[2], false]);
+  });
+
+  test("is inspected at its last step, and at its best with the metrics of then", { timeout: 60_000 }, async () => {
+    const [latest, then] = await inPairs([() => json(["inspect", "patient"]), () => json(["inspect", "patient/best"])]);
+    expect(latest).toMatchObject({ step: last, eval_perplexity: summary["valid_perplexity"], steps_without_rows: expect.any(Array) });
+    const records = readMetrics(join(root, "patient/metrics.jsonl"));
+    const of = (tag: string): unknown => records.find((record) => record.step === best && tag in record)![tag];
+    expect(then).toMatchObject({ step: best, train_loss: of("train/loss"), eval_perplexity: of("eval/perplexity"), max_over_mean_load: of("moe/max_over_mean_load") });
+    expect((then!["expert_load"] as number[]).reduce((sum, n) => sum + n, 0)).toBe(4 * 8 * 4);
+    // It is saved for use, without what training keeps.
+    expect(then).not.toHaveProperty("steps_without_rows");
+    expect(await output(["inspect", "patient/best"])).toMatch(/^\d +\d+ +\d\.\d\d +-( |$)/m);
+  });
+
+  test("says of a checkpoint that was copied, or comes before the first record, that the balance is not recorded", { timeout: 60_000 }, async () => {
+    cpSync(join(root, `patient/best/checkpoint-${best}`), join(root, `copied/checkpoint-${best}`), { recursive: true });
+    cpSync(join(root, `patient/checkpoint-${last}`), join(root, `early/checkpoint-${last}`), { recursive: true });
+    const later = readMetrics(join(root, "patient/metrics.jsonl")).map((record) => `${JSON.stringify({ ...record, step: last + 1 })}\n`);
+    writeFileSync(join(root, "early/metrics.jsonl"), later.join(""));
+    const [copied, early] = await inPairs([() => json(["inspect", "copied"]), () => json(["inspect", "early"])]);
+    for (const found of [copied!, early!]) {
+      for (const key of ["cv_load", "max_over_mean_load", "unused_experts", "dropped_fraction", "expert_load"]) expect(found).not.toHaveProperty(key);
+      expect(found).toMatchObject({ num_experts: 8, balance: [] });
+    }
+    // This one the checkpoint itself says, if it was saved to go on from.
+    expect([copied!["steps_without_rows"], early!["steps_without_rows"]]).toEqual([undefined, expect.any(Array)]);
+    expect(await output(["inspect", "copied"])).toMatch(/^cv_load: not recorded\nmax_over_mean_load: not recorded\nunused_experts: not recorded\ndropped_fraction: not recorded\n$/m);
+  });
+
+  test("refuses a checkpoint there is not, and what only translation models have a use for, given at its default too", { timeout: 60_000 }, async () => {
+    await refused(run(["eval", "patient", "--checkpoint", "first"], { cwd: root }), '--checkpoint: expected best or last, got "first".');
+    await refused(run(["generate", "patient", "--checkpoint", "first"], { cwd: root }), '--checkpoint: expected best or last, got "first".');
+    for (const [flag, value] of Object.entries({ "beam-size": 4, "length-penalty": 2, "coverage-penalty": 0, "batch-size": 8, average: 2, samples: 3, target: "x", language: "de" }))
+      await refused(run(["eval", "patient", `--${flag}`, String(value)], { cwd: root }), `eval --${flag}: expected a translation model, got "patient".`);
+    expect((await run(["eval", "--help"])).stdout).toMatch(/translation models alone:\n(.*\n)*? +--beam-size/);
+  });
 });

@@ -1,25 +1,32 @@
 /** What a reproduced table claims: the paper's own figures bear it out, and figures that do not are said not to. */
 
-import { readFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { hostname, tmpdir } from "node:os";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseHTML } from "linkedom";
 import { afterAll, describe, expect, test } from "vitest";
 import { defaultBackend } from "#sparsegate/tensor/default-backend.js";
 import { checkConfig } from "#sparsegate/train/config.js";
+import { Progress } from "#sparsegate/train/progress.js";
 import { trainingBalance } from "#sparsegate/train/reproduce/balance.js";
 import { reproductionText, tokenised } from "#sparsegate/train/reproduce/corpus.js";
 import { TABLES } from "#sparsegate/train/reproduce/index.js";
 import { claimsOf, comparison, renderReproduction } from "#sparsegate/train/reproduce/report.js";
-import type { DoneRow } from "#sparsegate/train/reproduce/run.js";
-import type { Figures } from "#sparsegate/train/reproduce/table.js";
+import { reproduce, type DoneRow, type ReproduceOptions } from "#sparsegate/train/reproduce/run.js";
+import type { Figures, PaperTable } from "#sparsegate/train/reproduce/table.js";
 import { makeDatasets, modelConfig } from "#sparsegate/train/setup.js";
 import { trainOn } from "#sparsegate/train/trainer.js";
 import { BatchStream } from "#sparsegate/text/batches.js";
 import { batchTensors } from "#sparsegate/train/evaluate.js";
 import { loadMessages } from "#sparsegate/text/messages.js";
-import { sentences } from "../cli/helpers.js";
+import { sentences, steps } from "../cli/helpers.js";
 
-afterAll(() => defaultBackend().dispose());
+const root = mkdtempSync(join(tmpdir(), "sparsegate-rows-"));
+afterAll(() => {
+  defaultBackend().dispose();
+  rmSync(root, { recursive: true });
+});
 
 const table = TABLES.get("table-6")!;
 /** Rows that came out as the paper's did, but for what `change` does to a row's figures. */
@@ -173,6 +180,96 @@ describe("the text of a reproduction", () => {
     expect(() => reproductionText(fileURLToPath(new URL("../tsconfig.json", import.meta.url)), 5)).toThrow(
       /^--data: expected some hundred lines/,
     );
+  });
+});
+
+describe("the rows of a table", () => {
+  const settings = { train: "x", tokenizer: "words", model: "MoE-4", hidden_size: 8, dropout: 0, batch_size: 4, time_steps: 6, warmup_steps: 1, max_steps: 6, eval_steps: 2, save_steps: 2, logging_steps: 1 };
+  const datasets = makeDatasets(checkConfig(settings, "the test"), { train: sentences(60), valid: sentences(10, 2), test: sentences(10, 3) });
+  const two: PaperTable = {
+    name: "two",
+    title: "",
+    about: "",
+    labels: ["rate"],
+    columns: [],
+    rows: ["slow", "fast"].map((key, i) => ({ key, labels: [key], changes: { learning_rate: [0.001, 0.01][i] }, paper: {} })),
+    config: settings,
+    measure: ({ result }) => ({ perplexity: result.test!.perplexity }),
+    claims: () => [],
+  };
+  /** @returns the rows that are done, and what was said of those that were trained */
+  const rowsOf = async (table: PaperTable, folder: string, options: Partial<ReproduceOptions> = {}): Promise<{ done: DoneRow[]; said: string }> => {
+    let said = "";
+    const progress = new Progress({ intervalSeconds: 1e9, stream: { write: (line: string) => ((said += line), true) } });
+    return { done: await reproduce(table, datasets, { outputDir: join(root, folder), progress, ...options }), said };
+  };
+  const perplexities = (rows: readonly DoneRow[]): unknown[] => rows.map(({ figures }) => figures["perplexity"]);
+
+  test("that --overwrite was to train anew are, where it was interrupted before they began and gone on with without it", async () => {
+    const patient = { ...two, config: { ...settings, patience: 9 } };
+    const { done: before } = await rowsOf(patient, "anew");
+    const rows = ["slow", "fast"].map((key) => join(root, "anew", key));
+    expect(rows.map((row) => [steps(row), steps(join(row, "best"))])).toEqual([[[4, 6], [4, 6]], [[4, 6], [4, 6]]]); // prettier-ignore
+    const stopped = await rowsOf(patient, "anew", { overwrite: true, signal: AbortSignal.abort() });
+    expect([stopped.done, stopped.said]).toEqual([[], ""]);
+    expect(rows.map((row) => [steps(row), steps(join(row, "best")), existsSync(join(row, "result.json"))])).toEqual([[[], [], false], [[], [], false]]); // prettier-ignore
+    const after = await rowsOf(patient, "anew");
+    expect(after.said).toBe("Row 1 of 2: rate slow\nRow 2 of 2: rate fast\n");
+    expect(perplexities(after.done)).toEqual(perplexities(before));
+  });
+
+  test("are all there still where another training holds one that --overwrite would discard", async () => {
+    await rowsOf(two, "held");
+    const [slow, fast] = ["slow", "fast"].map((key) => join(root, "held", key)) as [string, string];
+    writeFileSync(join(fast, ".lock"), JSON.stringify({ pid: process.ppid, host: hostname() }));
+    const written = (): number => statSync(join(slow, "result.json")).mtimeMs;
+    const before = written();
+    await expect(rowsOf(two, "held", { overwrite: true })).rejects.toThrow(`${fast}, which process ${process.ppid} holds`);
+    expect(written()).toBe(before);
+  });
+
+  test("measured on their way are refused more steps where a checkpoint is past the way's stop, before others are trained", async () => {
+    const carried: PaperTable = { ...two, stops: (all) => [Math.ceil(all / 3), all] };
+    const more = (max_steps: number): Partial<ReproduceOptions> => ({ changes: { max_steps } });
+    await rowsOf(carried, "carried", { rows: ["fast"] });
+    await expect(rowsOf(carried, "carried", more(12))).rejects.toThrow(`--output-dir: expected a row of at most 4 steps, where two measures it too, in ${join(root, "carried/fast")}, got "a checkpoint of step 6".`);
+    expect(existsSync(join(root, "carried/slow"))).toBe(false);
+    // The stop lies ahead, or was measured.
+    expect((await rowsOf(carried, "carried", { ...more(18), rows: ["fast"] })).said).toBe("Row 1 of 1: rate fast to step 18, from its checkpoint\n");
+    expect((await rowsOf(carried, "ahead", { ...more(2), rows: ["fast"] })).done).toHaveLength(1);
+    expect((await rowsOf(carried, "ahead", { ...more(9), rows: ["fast"] })).said).toMatch(/to step 3, from its checkpoint\n.*to step 9, from its checkpoint\n$/);
+  });
+
+  describe("with a patience", () => {
+    // At such a rate it is soon no better.
+    const short: PaperTable = { ...two, rows: two.rows.slice(1), config: { ...settings, patience: 1, max_steps: 60, learning_rate: 1 } };
+    const hasty: PaperTable = { ...short, rows: [{ ...short.rows[0]!, changes: {} }] };
+
+    test("count the tokens of the steps they made", async () => {
+      const { done } = await rowsOf(hasty, "short");
+      const [last] = steps(join(root, "short/fast")).slice(-1);
+      expect(last).toBeLessThan(60);
+      expect(done.map(({ tokens }) => tokens)).toEqual([last! * 24]);
+      expect((await rowsOf(hasty, "short")).done.map(({ tokens }) => tokens)).toEqual([last! * 24]);
+    });
+
+    test("are other rows where they are evaluated at other steps, which without one makes no difference", async () => {
+      const often = { changes: { eval_steps: 1 } };
+      await expect(rowsOf(hasty, "short", often)).rejects.toThrow(`expected rows of eval_steps 1 in ${join(root, "short/fast")}, got "eval-steps 2".`);
+      const { done } = await rowsOf(two, "plain");
+      const again = await rowsOf(two, "plain", often);
+      expect([perplexities(again.done), again.said]).toEqual([perplexities(done), ""]);
+    });
+
+    test("whose result an earlier version left are measured again, without training", async () => {
+      const path = join(root, "short/fast/result.json");
+      const { done: before } = await rowsOf(hasty, "short");
+      const { steps: _, figures, ...rest } = JSON.parse(readFileSync(path, "utf8")) as { steps: number; figures: Figures };
+      writeFileSync(path, JSON.stringify({ ...rest, figures: { ...figures, perplexity: 1 } }));
+      const { done, said } = await rowsOf(hasty, "short");
+      expect([perplexities(done), said]).toEqual([perplexities(before), "Row 1 of 1: rate fast, from its checkpoint\n"]);
+      expect(done.map(({ tokens }) => tokens)).toEqual(before.map(({ tokens }) => tokens));
+    });
   });
 });
 

@@ -2,6 +2,7 @@
 
 import { PAPER_MODELS, type PaperModel } from "../../models/catalogue.js";
 import { computeCost, totalExperts } from "../../models/cost.js";
+import { validPerplexity } from "../trainer.js";
 import type { Claim, Figures, PaperTable, TableRow } from "./table.js";
 
 /**
@@ -46,13 +47,14 @@ const rowsOf = (table: 7 | 8): TableRow[] => PAPER_MODELS.filter((model) => mode
 const measure: PaperTable["measure"] = ({ model, result }) => {
   const { opsPerTimestep, parameters } = computeCost(model.config);
   const { middle } = model.config;
-  const { test, valid } = result;
+  const { test } = result;
+  const valid = validPerplexity(result);
   const figures: Record<string, number> = {
     perplexity: test!.perplexity,
     ops: opsPerTimestep / 1e6,
     parameters: parameters / 1e6,
   };
-  if (valid) figures["validPerplexity"] = valid.perplexity;
+  if (valid !== undefined) figures["validPerplexity"] = valid;
   if (middle.kind === "moe") figures["numExperts"] = totalExperts(middle);
   if (test!.balance) Object.assign(figures, { cvLoad: test!.balance.cvLoad, maxOverMeanLoad: test!.balance.maxOverMeanLoad });
   return figures;

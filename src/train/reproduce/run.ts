@@ -9,12 +9,14 @@ import { join } from "node:path";
 import { ConfigError, FileError, expectation } from "../../core/errors.js";
 import { writeFileAtomic } from "../atomic.js";
 import { balanceHistory, type BalanceRecord } from "../balance-report.js";
-import { checkpointSteps } from "../checkpoint.js";
+import { checkpointSteps, deleteCheckpoints } from "../checkpoint.js";
 import { checkConfig, flagOf, type TrainConfig } from "../config.js";
+import { checkUnlocked } from "../lock.js";
 import { readMetrics, type MetricRecord } from "../metrics.js";
 import { checkMemory } from "../plan.js";
 import type { Progress } from "../progress.js";
 import { openCheckpoint } from "../restore.js";
+import { BEST_FOLDER } from "../run.js";
 import { crc32 } from "../safetensors.js";
 import type { Datasets } from "../setup.js";
 import { trainOn } from "../trainer.js";
@@ -58,6 +60,8 @@ interface SavedRow {
   /** Checksum of the training tokens. */
   corpus: number;
   figures: Figures;
+  /** Steps made, which a patience may end early. Results of earlier versions lack it. */
+  steps?: number;
 }
 
 /** A row to be trained to a number of steps. */
@@ -83,42 +87,42 @@ export async function reproduce(table: PaperTable, datasets: Datasets, options: 
   const chosen = planned.filter((plan) => plan.chosen);
   // All rows are looked at before the first is trained: what cannot be, or cannot be mixed, is said at once.
   for (const { folder, stops } of chosen) {
-    const last = stops.at(-1)!;
-    checkMemory(last, datasets.tokenizer.vocabSize);
-    if (overwrite) discardResults(folder);
-    else if (stops.some((config) => !savedRow(table, folder, config, corpus))) isStarted(table, folder, last);
+    checkMemory(stops.at(-1)!, datasets.tokenizer.vocabSize);
+    if (overwrite) checkUnlocked(folder);
+    else for (const config of stops) if (!savedRow(table, folder, config, corpus)) isStarted(table, folder, config, config !== stops.at(-1));
   }
+  if (overwrite) for (const { folder } of chosen) discard(folder);
   const done: DoneRow[] = [];
   for (const plan of planned) {
     const { row, folder, stops } = plan;
-    const measured: Figures[] = [];
+    const measured: SavedRow[] = [];
     for (const config of stops) {
-      const saved = plan.chosen ? savedRow(table, folder, config, corpus) : savedOrNone(table, folder, config, corpus);
+      let saved = plan.chosen ? savedRow(table, folder, config, corpus) : savedOrNone(table, folder, config, corpus);
       if (!saved && (!plan.chosen || signal?.aborted)) break;
-      let figures = saved?.figures;
-      if (!figures) {
-        const started = (!overwrite || measured.length > 0) && isStarted(table, folder, config);
+      if (!saved) {
+        const started = isStarted(table, folder, config);
         const name = row.labels.map((label, j) => `${table.labels[j]} ${label}`).join(", ");
         const upTo = stops.length > 1 ? ` to step ${config.max_steps}` : "";
         progress.note(
           `Row ${chosen.indexOf(plan) + 1} of ${chosen.length}: ${name}${upTo}${started ? ", from its checkpoint" : ""}`,
         );
-        figures = await trainRow(
+        saved = await trainRow(
           table,
           datasets,
           { folder, config, corpus, started },
           { progress, ...(signal ? { signal } : {}) },
         );
-        if (!figures) break;
+        if (!saved) break;
       }
-      measured.push(figures);
+      measured.push(saved);
     }
     if (measured.length < stops.length) {
       if (plan.chosen) break;
       continue;
     }
-    const figures = table.combine?.(measured) ?? measured.at(-1)!;
-    done.push({ row, figures, ...recorded(folder, stops.at(-1)!) });
+    const last = measured.at(-1)!;
+    const figures = table.combine?.(measured.map((stop) => stop.figures)) ?? last.figures;
+    done.push({ row, figures, ...recorded(folder, stops.at(-1)!, last.steps) });
     if (plan.chosen) await onRow?.(done);
   }
   return done;
@@ -157,7 +161,7 @@ async function trainRow(
   datasets: Datasets,
   { folder, config, corpus, started }: { folder: string; config: TrainConfig; corpus: number; started: boolean },
   options: { progress: Progress; signal?: AbortSignal },
-): Promise<Figures | undefined> {
+): Promise<SavedRow | undefined> {
   const checkpoint = started ? openCheckpoint(table.name, folder) : undefined;
   const result = await trainOn(config, datasets, { ...options, overwrite: !started }, checkpoint);
   if (!result.finished) {
@@ -166,9 +170,9 @@ async function trainRow(
   }
   const figures = table.measure({ model: result.model, datasets, config, result });
   result.model.dispose();
-  const record: SavedRow = { config, corpus, figures };
+  const record: SavedRow = { config, corpus, figures, steps: result.steps };
   writeFileAtomic(join(folder, resultName(table, config)), `${JSON.stringify(record, null, 2)}\n`);
-  return figures;
+  return record;
 }
 
 const RESULT = /^result(-\d+)?\.json$/;
@@ -178,9 +182,14 @@ function resultName(table: PaperTable, { max_steps }: TrainConfig): string {
   return table.stops ? `result-${max_steps}.json` : "result.json";
 }
 
-function discardResults(folder: string): void {
+/**
+ * Deletes what a row has come to. Checkpoints too, and before any row is trained: an interrupted reproduction is gone on with without --overwrite, and a row
+ * that had not begun by then would be carried on from those that were to be thrown away.
+ */
+function discard(folder: string): void {
   if (!existsSync(folder)) return;
   for (const name of readdirSync(folder)) if (RESULT.test(name)) rmSync(join(folder, name), { force: true });
+  for (const run of [folder, join(folder, BEST_FOLDER)]) deleteCheckpoints(run, checkpointSteps(run));
 }
 
 /** @throws ConfigError where a result is of other settings; FileError where it is no result */
@@ -199,7 +208,9 @@ function savedRow(table: PaperTable, folder: string, config: TrainConfig, corpus
   }
   checkSettings(folder, config, saved.config);
   if (saved.corpus !== corpus) throw mixed(`rows of this text (--data) in ${folder}`, "of another");
-  return saved;
+  // Earlier versions took the last evaluation where there is a patience. Measured again from its checkpoint, without training; one that was carried on has it no more.
+  const again = config.patience !== undefined && saved.steps === undefined && !table.stops;
+  return again ? undefined : saved;
 }
 
 /** A row that nobody asked for is shown only where it fits. */
@@ -212,8 +223,8 @@ function savedOrNone(table: PaperTable, folder: string, config: TrainConfig, cor
   }
 }
 
-/** @throws ConfigError where the checkpoint is of other settings, or of a step after the last that is asked for */
-function isStarted(table: PaperTable, folder: string, config: TrainConfig): boolean {
+/** @param onTheWay whether the row is carried on after this stop @throws ConfigError where the checkpoint is of other settings, or of a step after the stop */
+function isStarted(table: PaperTable, folder: string, config: TrainConfig, onTheWay = false): boolean {
   const step = checkpointSteps(folder).at(-1);
   if (step === undefined) return false;
   const then = openCheckpoint("--output-dir", folder).config as unknown as TrainConfig;
@@ -222,17 +233,24 @@ function isStarted(table: PaperTable, folder: string, config: TrainConfig): bool
     const got = `a row of ${then.max_steps} steps whose rate has its end there (schedule ${config.schedule})`;
     throw mixed(`rows of ${config.max_steps} steps in ${folder}`, got);
   }
-  if (step > config.max_steps)
-    throw mixed(`a row of at most ${config.max_steps} steps in ${folder}`, `a checkpoint of step ${step}`);
+  if (step > config.max_steps) {
+    const why = onTheWay ? `, where ${table.name} measures it too,` : "";
+    throw mixed(`a row of at most ${config.max_steps} steps${why} in ${folder}`, `a checkpoint of step ${step}`);
+  }
   return true;
 }
 
 /** What has no say in what a row comes to. */
-const INDIFFERENT: readonly string[] = ["output_dir", "eval_steps", "save_steps", "save_total_limit", "logging_steps"];
+const INDIFFERENT: readonly string[] = ["output_dir", "save_steps", "save_total_limit", "logging_steps"];
+
+/** A patience counts evaluations: how often they come then says where a row ends, and which step is its best. */
+function isIndifferent(key: string, { patience }: TrainConfig): boolean {
+  return INDIFFERENT.includes(key) || (key === "eval_steps" && patience === undefined);
+}
 
 function checkSettings(folder: string, now: TrainConfig, then: TrainConfig): void {
   for (const key of Object.keys({ ...now, ...then }) as (keyof TrainConfig)[]) {
-    if (INDIFFERENT.includes(key) || JSON.stringify(now[key]) === JSON.stringify(then[key])) continue;
+    if (isIndifferent(key, now) || JSON.stringify(now[key]) === JSON.stringify(then[key])) continue;
     throw mixed(`rows of ${key} ${String(now[key])} in ${folder}`, `${flagOf(key).slice(2)} ${String(then[key])}`);
   }
 }
@@ -243,10 +261,10 @@ function mixed(expected: string, got: string): ConfigError {
   );
 }
 
-/** What a row's metrics say of its training up to the last step of a configuration. */
-function recorded(folder: string, config: TrainConfig): Pick<DoneRow, "tokens" | "tokensPerSecond" | "history" | "curve"> {
+/** What a row's metrics say of its training up to the last step of a configuration. @param steps that were made */
+function recorded(folder: string, config: TrainConfig, steps = config.max_steps): Pick<DoneRow, "tokens" | "tokensPerSecond" | "history" | "curve"> {
   const path = join(folder, "metrics.jsonl");
-  const records = (existsSync(path) ? readMetrics(path) : []).filter(({ step }) => step <= config.max_steps);
+  const records = (existsSync(path) ? readMetrics(path) : []).filter(({ step }) => step <= steps);
   const tokens = config.batch_size * config.time_steps;
   const of = (tag: string): { tokens: number; value: number }[] =>
     records.flatMap(({ step, ...record }) =>
@@ -254,7 +272,7 @@ function recorded(folder: string, config: TrainConfig): Pick<DoneRow, "tokens" |
     );
   const speeds = of("train/tokens_per_second").map(({ value }) => value).sort((a, b) => a - b); // prettier-ignore
   return {
-    tokens: config.max_steps * tokens,
+    tokens: steps * tokens,
     tokensPerSecond: speeds[Math.floor(speeds.length / 2)] ?? NaN,
     history: balances(records),
     curve: of("eval/perplexity").map(({ tokens: at, value }) => ({ tokens: at, perplexity: value })),

@@ -52,7 +52,7 @@ export interface PaperTable {
   usual?: readonly string[];
   /**
    * Steps at which a row is measured, the last among them. A table that has this can be carried on: its rows' results are kept for each number of steps, and
-   * with more steps they go on from their checkpoints. No setting may then depend on the number of steps.
+   * with more steps they go on from their checkpoints, where each stop is measured already or still lies ahead. No setting may then depend on the number of steps.
    */
   stops?(maxSteps: number): number[];
   /** One row's figures from those of its stops. Default: the last stop's. */

@@ -10,13 +10,13 @@ import type { Tokenizer } from "../../text/tokenizer.js";
 import { checkpointSteps, type Checkpoint } from "../checkpoint.js";
 import { checkConfig } from "../config.js";
 import { fillTensors, openCheckpoint, tokenizerOf } from "../restore.js";
-import { BEST_FOLDER } from "../run.js";
+import { openWhich, type Which } from "../run-folder.js";
 import { isTranslation, translationModelConfig, type TranslationConfig } from "./config.js";
 
-/** Which checkpoint of a run is meant. */
-export interface Which {
-  /** best: the lowest validation loss, or the last one where none was measured; last: the highest step. Default best. */
-  checkpoint?: "best" | "last";
+/** Where the parameters come from. */
+export interface Origin {
+  /** Default best. */
+  checkpoint?: Which;
   /** The average of the parameters of so many last checkpoints, in place of one of them (Junczys-Dowmunt et al. 2016). */
   average?: number | undefined;
 }
@@ -36,8 +36,8 @@ export interface LoadedTranslation {
  * A trained model. @param where what the user asked for, at the head of messages; @param path a run's folder, or one checkpoint of it
  * @throws FileError, ConfigError: no checkpoint, a damaged one, too few for an average, or a model of another kind
  */
-export function loadTranslationModel(where: string, path: string, { checkpoint = "best", average }: Which = {}): LoadedTranslation {
-  const checkpoints = average === undefined ? [chosen(where, path, checkpoint)] : lastOnes(where, path, average);
+export function loadTranslationModel(where: string, path: string, { checkpoint = "best", average }: Origin = {}): LoadedTranslation {
+  const checkpoints = average === undefined ? [openWhich(where, path, checkpoint)] : lastOnes(where, path, average);
   const newest = checkpoints[0]!;
   const config = checkConfig(newest.config, join(newest.path, "config.json"));
   if (!isTranslation(config)) throw new ConfigError(expectation(where, "a translation model", `${newest.path}, a ${config.task}`, "For it there are eval and generate."));
@@ -48,12 +48,6 @@ export function loadTranslationModel(where: string, path: string, { checkpoint =
   if (checkpoints.length > 1) averageInto(state, checkpoints);
   const multilingual = tokenizer instanceof BpeTokenizer && tokenizer.specialTokens.some((token) => token.startsWith("<2"));
   return { model, config, tokenizer, multilingual, from: checkpoints.map(({ path }) => path).join(", ") };
-}
-
-function chosen(where: string, path: string, which: "best" | "last"): Checkpoint {
-  const best = join(path, BEST_FOLDER);
-  // The folder may be there and empty: a run that begins anew in it has deleted what there was.
-  return openCheckpoint(where, which === "best" && checkpointSteps(best).length > 0 ? best : path);
 }
 
 /** The last checkpoints of a run, newest first. */
