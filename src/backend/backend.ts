@@ -7,7 +7,9 @@
  * data on the backend, never numbers on the host.
  *
  * All matrices are row-major. "float32" buffers hold float64 on the reference backend. Output operands are overwritten
- * unless a comment says "adds". Index -1 means "none" wherever a row or expert index is taken.
+ * unless a comment says "adds". Index -1 means "none" wherever a row or expert index is taken. Those of `routeByExpert`,
+ * `limitPerExpert`, `gatherLast`, `scatterAddLast` and `bincount` may come from users: one past the end is not followed, and
+ * is a TensorError that names it (by a backend that computes elsewhere, at the next read).
  */
 
 /** What the elements of a buffer are. */
@@ -162,10 +164,12 @@ export interface Backend {
    * rowOffsets[n]..rowOffsets[n+1], or n·k..(n+1)·k where rowOffsets is null.
    */
   combineRows(src: Buf, position_M: Buf, weights_M: Buf | null, rowOffsets_N1: Buf | null, y: Buf, n: number, k: number, width: number): void;
-  /** dSrc[position[j]] = weights[j]·dy[n]; dWeights[j] = dy[n]·src[position[j]] (0 for -1). Rows of dSrc that no position names, and weights of no row, are left alone. Either output may be null. */
+  /** dSrc[position[j]] = weights[j]·dy[n]; dWeights[j] = dy[n]·src[position[j]] (0 for -1). Rows of dSrc that no position names, and weights of no row, are left alone (see `zeroTail`). Either output may be null. */
   combineRowsGrad(src: Buf, position_M: Buf, weights_M: Buf, rowOffsets_N1: Buf | null, dy: Buf, dSrc: Buf | null, dWeights_M: Buf | null, n: number, k: number, width: number): void;
-  /** Adds bias[e] to the rows of group e: y[r] = x[r] + bias[group of r]. y may be x. */
-  groupedBias(offsets_E1: Buf, groups: number, x: Buf, bias_EW: Buf, y: Buf, width: number): void;
+  /** Rows of x beyond offsets[groups], of m in all, become zero. */
+  zeroTail(offsets_E1: Buf, groups: number, m: number, x: Buf, width: number): void;
+  /** Adds bias[e] to the rows of group e: y[r] = x[r] + bias[group of r], and x[r] beyond offsets[groups], of m in all. y may be x. */
+  groupedBias(offsets_E1: Buf, groups: number, m: number, x: Buf, bias_EW: Buf, y: Buf, width: number): void;
   /** dBias[e] = Σ dy[rows of e] (0 without rows); touched[e] = e, or -1 without rows. */
   groupedBiasGrad(offsets_E1: Buf, groups: number, dy: Buf, dBias_EW: Buf, touched_E: Buf, width: number): void;
   /**

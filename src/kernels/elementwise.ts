@@ -16,7 +16,8 @@ function apply(op: i32, x: v128): v128 {
   if (op == 6) return sigmoid4(x);
   if (op == 7) return f32x4.pmax(x, f32x4.splat(0));
   if (op == 8) return gelu4(x);
-  if (op == 9) return f32x4.mul(x, sigmoid4(x));
+  // Below −100 σ is 0, and −∞·0 would be NaN.
+  if (op == 9) return f32x4.mul(f32x4.pmax(x, f32x4.splat(-100)), sigmoid4(x));
   if (op == 10) return softplus4(x);
   if (op == 11) return normalCdf4(x);
   if (op == 12) return f32x4.abs(x);
@@ -71,8 +72,8 @@ function slope(op: i32, x: v128, y: v128, dy: v128): v128 {
   if (op == 7) return v128.and(dy, f32x4.gt(x, f32x4.splat(0)));
   if (op == 8) return f32x4.mul(dy, geluSlope4(x));
   if (op == 9) {
-    const s = sigmoid4(x);
-    return f32x4.mul(f32x4.mul(dy, s), f32x4.add(one, f32x4.mul(x, f32x4.sub(one, s))));
+    const s = sigmoid4(x), near = f32x4.pmin(f32x4.pmax(x, f32x4.splat(-100)), f32x4.splat(100));
+    return f32x4.mul(f32x4.mul(dy, s), f32x4.add(one, f32x4.mul(near, f32x4.sub(one, s))));
   }
   if (op == 10) return f32x4.mul(dy, sigmoid4(x));
   if (op == 11) return f32x4.mul(dy, normalPdf4(x));

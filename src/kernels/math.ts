@@ -105,8 +105,10 @@ function geluArgument(x: v128): v128 {
 // @ts-ignore: decorator
 @inline
 export function gelu4(x: v128): v128 {
-  return f32x4.mul(x, sigmoid4(geluArgument(x)));
+  // Below −100 the logistic factor is 0, and −∞·0 would be NaN.
+  return f32x4.mul(f32x4.pmax(x, c(-100)), sigmoid4(geluArgument(x)));
 }
+
 
 // @ts-ignore: decorator
 @inline

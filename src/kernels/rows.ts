@@ -78,8 +78,8 @@ export function combineRowsGrad(begin: i32, end: i32, src: usize, position: usiz
   }
 }
 
-/** scratch: a counter for each expert; with priorities also groups + 1 offsets, a place and a number for each assignment, and a number. */
-export function limitPerExpert(begin: i32, end: i32, expert: usize, priority: usize, n: i32, k: i32, groups: i32, capacity: i32, scratch: usize): void {
+/** Returns 1 at an expert past the end, else 0. scratch: a counter for each expert; with priorities also groups + 1 offsets, a place and a number for each assignment, and a number. */
+export function limitPerExpert(begin: i32, end: i32, expert: usize, priority: usize, n: i32, k: i32, groups: i32, capacity: i32, scratch: usize): i32 {
   const m = n * k;
   const counts = scratch;
   for (let e = 0; e <= groups; e++) setInt(counts, e, 0);
@@ -87,17 +87,24 @@ export function limitPerExpert(begin: i32, end: i32, expert: usize, priority: us
     for (let a = 0; a < k; a++) {
       for (let j = a; j < m; j += k) {
         const e = int(expert, j);
-        if (e < 0) continue;
+        if (<u32>e >= <u32>groups) {
+          if (e >= 0) return 1;
+          continue;
+        }
         const count = int(counts, e);
         setInt(counts, e, count + 1);
         if (count >= capacity) setInt(expert, j, -1);
       }
     }
-    return;
+    return 0;
   }
   // Group the assignments by expert, in the order of arrival, as in routeByExpert; then cut each expert's list.
   const order = scratch + ((<usize>(groups + 1)) << 2), values = order + ((<usize>m) << 2), cut = values + ((<usize>m) << 3);
-  for (let j = 0; j < m; j++) if (int(expert, j) >= 0) setInt(counts, int(expert, j), int(counts, int(expert, j)) + 1);
+  for (let j = 0; j < m; j++) {
+    const e = int(expert, j);
+    if (<u32>e < <u32>groups) setInt(counts, e, int(counts, e) + 1);
+    else if (e >= 0) return 1;
+  }
   let total = 0;
   for (let e = 0; e < groups; e++) {
     const count = int(counts, e);
@@ -126,6 +133,7 @@ export function limitPerExpert(begin: i32, end: i32, expert: usize, priority: us
     }
     from = stop;
   }
+  return 0;
 }
 
 export function addIndices(begin: i32, end: i32, a: usize, b: usize, scale: i32, divisor: i32, out: usize, n: i32): void {
@@ -178,12 +186,13 @@ export function groupedBiasGrad(begin: i32, end: i32, offsets: usize, groups: i3
   }
 }
 
-/** Counting sort in three passes: count, place (each offset moves to its group's end), move offsets back by one. */
-export function routeByExpert(begin: i32, end: i32, expert: usize, m: i32, groups: i32, offsets: usize, order: usize, position: usize): void {
+/** Counting sort in three passes: count, place (each offset moves to its group's end), move offsets back by one. Returns 1 at an expert past the end, else 0. */
+export function routeByExpert(begin: i32, end: i32, expert: usize, m: i32, groups: i32, offsets: usize, order: usize, position: usize): i32 {
   for (let e = 0; e <= groups; e++) setInt(offsets, e, 0);
   for (let j = 0; j < m; j++) {
     const e = int(expert, j);
-    if (e >= 0) setInt(offsets, e, int(offsets, e) + 1);
+    if (<u32>e < <u32>groups) setInt(offsets, e, int(offsets, e) + 1);
+    else if (e >= 0) return 1;
   }
   let total = 0;
   for (let e = 0; e < groups; e++) {
@@ -205,6 +214,7 @@ export function routeByExpert(begin: i32, end: i32, expert: usize, m: i32, group
   for (let e = groups; e > 0; e--) setInt(offsets, e, int(offsets, e - 1));
   setInt(offsets, 0, 0);
   for (let j = total; j < m; j++) setInt(order, j, -1);
+  return 0;
 }
 
 /** Radix sort by digits of 10 bits, lowest first. scratch: n keys, n places, n keys, n places, 1,024 counters, int32 each. */
@@ -281,34 +291,47 @@ export function maskRows(begin: i32, end: i32, flags: usize, src: usize, dst: us
   }
 }
 
-export function gatherLast(begin: i32, end: i32, src: usize, index: usize, out: usize, rows: i32, cols: i32, k: i32): void {
+/** An index past the end gives 0, and a mark in `beyond`. */
+export function gatherLast(begin: i32, end: i32, src: usize, index: usize, out: usize, rows: i32, cols: i32, k: i32, beyond: usize): void {
   for (let r = begin; r < end; r++) {
     const from = row(src, r, cols);
     for (let i = r * k; i < (r + 1) * k; i++) {
       const j = int(index, i);
-      store<f32>(out + ((<usize>i) << 2), j < 0 ? 0 : load<f32>(from + ((<usize>j) << 2)));
+      const inside = <u32>j < <u32>cols;
+      if (!inside && j >= 0) setInt(beyond, 0, 1);
+      store<f32>(out + ((<usize>i) << 2), inside ? load<f32>(from + ((<usize>j) << 2)) : 0);
     }
   }
 }
 
-export function scatterAddLast(begin: i32, end: i32, src: usize, index: usize, dst: usize, rows: i32, cols: i32, k: i32): void {
+/** What has an index past the end is left out, with a mark in `beyond`. */
+export function scatterAddLast(begin: i32, end: i32, src: usize, index: usize, dst: usize, rows: i32, cols: i32, k: i32, beyond: usize): void {
   for (let r = begin; r < end; r++) {
     const to = row(dst, r, cols);
     for (let i = r * k; i < (r + 1) * k; i++) {
       const j = int(index, i);
-      if (j < 0) continue;
+      if (<u32>j >= <u32>cols) {
+        if (j >= 0) setInt(beyond, 0, 1);
+        continue;
+      }
       const at = to + ((<usize>j) << 2);
       store<f32>(at, load<f32>(at) + load<f32>(src + ((<usize>i) << 2)));
     }
   }
 }
 
-export function bincount(begin: i32, end: i32, src: usize, index: usize, n: i32, out: usize, size: i32): void {
+/** Returns 1 when an index past the end was left out, else 0. */
+export function bincount(begin: i32, end: i32, src: usize, index: usize, n: i32, out: usize, size: i32): i32 {
+  let beyond = 0;
   fillRow(out, f32x4.splat(0), size);
   for (let i = 0; i < n; i++) {
     const j = int(index, i);
-    if (j < 0) continue;
+    if (<u32>j >= <u32>size) {
+      if (j >= 0) beyond = 1;
+      continue;
+    }
     const at = out + ((<usize>j) << 2);
     store<f32>(at, load<f32>(at) + load<f32>(src + ((<usize>i) << 2)));
   }
+  return beyond;
 }

@@ -88,7 +88,9 @@ export function logSoftmaxGrad(begin: i32, end: i32, y: usize, dy: usize, dx: us
 export function logSumExp(begin: i32, end: i32, x: usize, out: usize, rows: i32, cols: i32): void {
   for (let r = begin; r < end; r++) {
     const from = row(x, r, cols);
-    const shift = shiftFor(largestOf(from, cols));
+    const most = largestOf(from, cols);
+    // Of an infinite row e^x itself has the limit.
+    const shift: f32 = abs(most) == Infinity ? 0 : most;
     store<f32>(out + ((<usize>r) << 2), shift + logOf(expSum(from, 0, cols, shift)));
   }
 }

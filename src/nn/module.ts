@@ -74,9 +74,13 @@ export abstract class Module {
 
   *#modules(): Generator<Module> {
     yield this;
-    for (const value of Object.values(this)) {
-      for (const part of Array.isArray(value) ? value : [value]) if (part instanceof Module) yield* part.#modules();
-    }
+    for (const part of Object.values(this)) yield* Module.#within(part);
+  }
+
+  /** Modules in a property, found where `collect` finds parameters. */
+  static *#within(value: unknown): Generator<Module> {
+    if (value instanceof Module) yield* value.#modules();
+    else if (Array.isArray(value)) for (const part of value) yield* Module.#within(part);
   }
 
   /** The context of a call that was given none: the module's own mode, and a new step each time. */

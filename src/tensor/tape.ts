@@ -140,7 +140,8 @@ export interface BackwardOptions {
   retainGraph?: boolean;
   /**
    * Called with each leaf once nothing more will be added to its gradient, which may be none: what is done with it then goes on while the rest is computed.
-   * Leaves come in an order that depends on the graph alone.
+   * Leaves come in an order that depends on the graph alone. It may read the gradient, but not write to it before `backward` returns: its memory may still be that
+   * of another one on its way.
    */
   onComplete?: (leaf: Tensor) => void;
 }
@@ -149,7 +150,8 @@ export interface BackwardOptions {
  * Back-propagates from a scalar (or with `seed`, the gradient of a tensor of any shape) and adds dLoss/dp to `p.grad` of every leaf p with
  * `requiresGrad`. Each leaf's gradient outlives the scope; intermediate ones are freed as soon as they are used.
  *
- * @throws TensorError when `loss` is no scalar, depends on no parameter, or its graph was used before (pass `retainGraph` the first time)
+ * @throws TensorError when `loss` is no scalar, depends on no parameter, or its graph was used before (pass `retainGraph` the first time), and when a tensor of
+ * the graph has been freed. Gradients are then as they were.
  */
 export function backward(loss: Tensor, { seed, ...options }: BackwardOptions = {}): void {
   if (!seed && loss.size !== 1) {
@@ -163,6 +165,7 @@ export function backward(loss: Tensor, { seed, ...options }: BackwardOptions = {
 }
 
 function run(loss: Tensor, seed: Tensor | undefined, { retainGraph = false, onComplete }: Omit<BackwardOptions, "seed">): void {
+  void loss.buffer;
   const pending = new Map<Tensor, Tensor>();
   let start = seed;
   if (!start) {
@@ -175,7 +178,11 @@ function run(loss: Tensor, seed: Tensor | undefined, { retainGraph = false, onCo
   }
   const order = nodesBelow(loss);
   // Before anything is added to a leaf: a graph that is half used must not leave half of the gradients behind.
-  for (const { node } of order) if (!node!.backward) throw usedBefore(node!.name);
+  for (const { node } of order) {
+    if (!node!.backward) throw usedBefore(node!.name);
+    // What was freed has lost its node, and would pass for a leaf.
+    for (const input of node!.inputs) if (input.requiresGrad) void input.buffer;
+  }
   const completed = onComplete && leavesByLastUse(order);
   accumulate(pending, loss, start);
   for (const output of order) {
@@ -255,6 +262,7 @@ function accumulate(pending: Map<Tensor, Tensor>, target: Tensor, gradient: Tens
 
 /** Adds a gradient to a leaf. Gradients by rows stay by rows as long as only such are added. */
 function addToLeaf(leaf: Tensor, gradient: Tensor | Gradient): void {
+  void leaf.buffer;
   const { value, rows } = "rows" in gradient || "value" in gradient ? (gradient as Gradient) : { value: gradient as Tensor, rows: undefined };
   if (!leaf.grad) {
     leaf.grad = rows ? { value: own(value, value.shape), rows: own(rows, rows.shape) } : { value: own(value, leaf.shape) };

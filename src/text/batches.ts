@@ -125,7 +125,11 @@ export class BatchStream {
       Array.isArray(state.lanes) &&
       state.lanes.length === own.batchSize &&
       state.lanes.every(
-        ([start, at, end]) => [start, at, end].every(Number.isInteger) && start >= 0 && start <= at && at <= end && end <= own.datasetTokens,
+        (lane: BatchStreamState["lanes"][number] | null) => {
+          if (!Array.isArray(lane)) return false;
+          const [start, at, end] = lane as [number, number, number];
+          return [start, at, end].every(Number.isInteger) && start >= 0 && start <= at && at <= end && end <= own.datasetTokens;
+        },
       );
     if (!whole || state.cursor > limit || !lanesFit) throw new ConfigError(expectation("the saved position", "one inside the corpus", "another"));
     this.#epoch = state.epoch;

@@ -9,8 +9,11 @@ export const TOKENIZER_FILE = "tokenizer.json";
 /** The end-of-sentence token of the tokenizers trained here, id 0. */
 export const END_OF_SENTENCE = "</s>";
 
-/** Merges are learned within these pieces only: GPT-2's pattern of contractions, words, numbers, other signs and white space. */
-const PIECES = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+/gu;
+/**
+ * Merges are learned within these pieces only: GPT-2's pattern of contractions, words, numbers, other signs and white space. That is Unicode's: JavaScript's `\s` lacks
+ * U+0085 and has the byte order mark.
+ */
+const PIECES = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
 
 /** Pair keys are first · PAIR + second, exact in a double. */
 const PAIR = 2 ** 24;
@@ -95,6 +98,9 @@ export class BpeTokenizer implements Tokenizer {
       fail("a pre_tokenizer ByteLevel without add_prefix_space", pre?.type, "Only plain byte-level tokenizers are read.");
     }
     const added = file.added_tokens ?? [];
+    if (!Array.isArray(added) || !added.every((token: { content?: unknown } | null) => typeof token?.content === "string")) {
+      fail("added_tokens, an array of tokens with their content", added);
+    }
     const tokens: string[] = [];
     for (const [token, id] of [...Object.entries(model.vocab), ...added.map(({ content, id }): [string, number] => [content, id])]) {
       if (!Number.isInteger(id) || id < 0 || id >= PAIR) fail(`an id for the token ${JSON.stringify(token)}`, id);

@@ -112,7 +112,10 @@ export class PairBatchStream {
     this.#members = dataset.groups.map(({ pairs }) => new Int32Array(pairs));
     const filled = new Array<number>(dataset.groups.length).fill(0);
     dataset.groupOf.forEach((group, pair) => (this.#members[group][filled[group]++] = pair));
-    const weights = this.#members.map(({ length }) => (length === 0 ? 0 : length ** (1 / temperature)));
+    // In parts of the largest, so that no power overflows.
+    const unit = temperature === 1 ? 1 : Math.max(...this.#members.map(({ length }) => length));
+    const power = Math.min(1 / temperature, Number.MAX_VALUE);
+    const weights = this.#members.map(({ length }) => (length === 0 ? 0 : (length / unit) ** power));
     const total = weights.reduce((sum, weight) => sum + weight, 0);
     // At temperature 1 these are the pairs there are, exactly: weights and their sum are integers.
     this.#draws = weights.map((weight) => (dataset.pairs * weight) / total);

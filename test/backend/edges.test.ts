@@ -38,8 +38,8 @@ const POINTS: Record<UnaryOp, number[]> = {
   tanh: [0, 1e-8, 9, -9, 1e4, -1e4, INF, -INF, NaN],
   sigmoid: [0, 20, -80, 1e4, -1e4, INF, -INF, NaN],
   relu: [0, -0, 1e30, -1e30, INF, -INF, NaN],
-  gelu: [0, 5, -5, 30, -30, 1e4, -1e4, INF, NaN],
-  silu: [0, 20, -20, 1e4, -1e4, INF, NaN],
+  gelu: [0, 5, -5, 30, -30, 1e4, -1e4, INF, -INF, NaN],
+  silu: [0, 20, -20, 1e4, -1e4, INF, -INF, NaN],
   softplus: [0, 20, -20, 100, -80, 1e4, -1e4, INF, -INF, NaN],
   normalCdf: [0, 3, -3, 6, -6, 40, -40, 1e4, -1e4, INF, -INF, NaN],
 };
@@ -62,6 +62,10 @@ for (const op of UNARY_OPS) {
       { x: finite, y, dy: draw.floats(finite.length), dx: blank(finite.length) },
       (b, m) => b.unaryGrad(op, m.x, m.y, m.dy, m.dx, finite.length),
     );
+}
+for (const op of ["gelu", "silu"] as const) {
+  const x = spreadOut([INF, -INF, 0, NaN, 200, -200]);
+  add("unaryGrad", `${op} at infinite points`, { x, dy: draw.floats(x.length), dx: blank(x.length) }, (b, m) => b.unaryGrad(op, m.x, m.x, m.dy, m.dx, x.length));
 }
 for (const op of BINARY_OPS) {
   const pairs = [1, -2, 0, INF, -INF, NaN, 1e30].flatMap((p) => [1, -2, INF, -INF, NaN, 1e-3].map((q) => [p, q] as const));

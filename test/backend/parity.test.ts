@@ -13,7 +13,7 @@ import { products } from "./cases/products.js";
 import { randomAndOptimisers } from "./cases/random-and-optimisers.js";
 import { rows } from "./cases/rows.js";
 import { rowwise } from "./cases/rowwise.js";
-import { configurations, differences, disagreements, MEMORY_METHODS, outcome, type Kernel } from "./helpers.js";
+import { blank, blankInts, configurations, differences, disagreements, MEMORY_METHODS, outcome, type Data, type Kernel } from "./helpers.js";
 
 const lists = [elementwise, products, rows, rowwise, gating, randomAndOptimisers];
 const cases = lists.flatMap((list) => list.cases);
@@ -67,6 +67,7 @@ describe("reference backend", () => {
   const backend = new ReferenceBackend();
   it.each(golden)("$claim", (one) => expect(goldenErrors(backend, one)).toEqual([]));
   itKeepsMemory(() => backend);
+  itRefusesIndices(() => backend);
 
   it("fills memory that nobody wrote with NaN and 0x7fffffff", () => {
     expect(Array.from(backend.readSync(backend.alloc("float32", 2)))).toEqual([NaN, NaN]);
@@ -109,6 +110,7 @@ for (const { title, backend, missing } of configurations()) {
     });
     it.each(golden)("$claim", (one) => expect(goldenErrors(cpu, one)).toEqual([]));
     itKeepsMemory(() => cpu);
+    itRefusesIndices(() => cpu);
   });
 }
 
@@ -136,6 +138,34 @@ function itKeepsMemory(get: () => Backend): void {
     expect(() => buf.at(8, 3)).toThrow(/Buf\.at: expected a part of 10 elements, got 3 from 8/);
     backend.free(buf);
     expect(() => backend.free(buf)).toThrow(expect.objectContaining({ name: "TensorError" }));
+  });
+}
+
+function itRefusesIndices(get: () => Backend): void {
+  // Rows that all threads share; the index past the end is the last, and as far on as the canaries are, or far beyond the memory.
+  const N = 70_000;
+  const CALLS: [kernel: Kernel, n: number, more: Record<string, Data>, run: (b: Backend, m: Record<string, Buf>) => void][] = [
+    ["bincount", 5, { src: blank(5), out: blank(3) }, (b, m) => b.bincount(m["src"]!, m["index"]!, 5, m["out"]!, 3)],
+    ["routeByExpert", 5, { offsets: blankInts(4), order: blankInts(5), position: blankInts(5) }, (b, m) => b.routeByExpert(m["index"]!, 5, 3, m["offsets"]!, m["order"]!, m["position"]!)],
+    ["limitPerExpert", 5, {}, (b, m) => b.limitPerExpert(m["index"]!, null, 5, 1, 3, 9)],
+    ["limitPerExpert", 5, { priority: blank(5) }, (b, m) => b.limitPerExpert(m["index"]!, m["priority"]!, 5, 1, 3, 1)],
+    ["gatherLast", N, { src: blank(3 * N), out: blank(N) }, (b, m) => b.gatherLast(m["src"]!, m["index"]!, m["out"]!, N, 3, 1)],
+    ["scatterAddLast", N, { src: blank(N), dst: blank(3 * N) }, (b, m) => b.scatterAddLast(m["src"]!, m["index"]!, m["dst"]!, N, 3, 1)],
+  ];
+  it.each(CALLS)("%s refuses an index past the end, writes nowhere else, and takes the next call", (kernel, n, more, run) => {
+    for (const beyond of [3, 2 ** 31 - 1]) {
+      const indices = Int32Array.from({ length: n }, (_, i) => (i % 4) - 1);
+      const { contents } = outcome(get(), {
+        buffers: { index: indices.with(n - 1, beyond), ...more },
+        run: (b, m) => expect(() => run(b, m)).toThrow(`${kernel}: expected indices from -1 to 2, got ${beyond} at position ${n - 1}.`),
+      });
+      for (const [name, list] of Object.entries(contents)) {
+        const canary = list instanceof Int32Array ? -77 : 7.25;
+        const around = [...Array.from(list).slice(0, 3), ...Array.from(list).slice(-6)];
+        expect(around, name).toEqual(new Array(9).fill(canary));
+      }
+      outcome(get(), { buffers: { index: indices, ...more }, run });
+    }
   });
 }
 

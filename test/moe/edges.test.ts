@@ -38,8 +38,7 @@ for (const { name, make } of BACKENDS) {
               hiddenSize: 3,
               numExperts: 4,
               topK: 2,
-              bias: true,
-              ...(experts === "custom" ? { experts: customExperts } : {}),
+              ...(experts === "custom" ? { experts: customExperts } : { bias: true }),
             }),
           );
           for (const shape of [

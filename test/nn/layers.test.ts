@@ -192,4 +192,14 @@ describe("Module", () => {
     net.train();
     expect([net.training, net.blocks[1]!.training, net.drop.training]).toEqual([true, true, true]);
   });
+
+  it("switches modules in lists of lists, where parameters are found too", () => {
+    const drop = new Dropout(0.5);
+    const nested = new (class extends Module {
+      readonly rows = [[new Linear({ inputSize: 1, outputSize: 1 })], [[drop]]];
+    })();
+    expect([...nested.namedParameters().keys()]).toEqual(["rows.0.0.weight", "rows.0.0.bias"]);
+    nested.eval();
+    expect([drop.training, (nested.rows[0]![0] as Module).training]).toEqual([false, false]);
+  });
 });

@@ -252,6 +252,26 @@ for (const { name, make } of BACKENDS) {
       expect(got).toEqual(ids.map((id) => (id < 0 ? new Array(width).fill(0) : whole[id])));
     });
 
+    it("offsets that were freed before the way back are an error, not other numbers", () => {
+      const x = sg.keep(sg.full([4, 3], 1));
+      x.requiresGrad = true;
+      const groups = (): { offsets: Tensor; count: number; first: number; total: number } => ({ offsets: int([0, 1, 4]), count: 2, first: 0, total: 2 });
+      const routing = (): sg.Routing => sg.routeByExpert({ experts: int([0, 1, 1, 0]), rows: int([0, 1, 2, 3]), rowOffsets: int([0, 1, 2, 3, 4]) }, 2);
+      const calls: [offsets: Tensor, call: (offsets: Tensor) => Tensor][] = [
+        [groups().offsets, (offsets) => sg.groupedSum(x, { ...groups(), offsets })],
+        [groups().offsets, (offsets) => sg.noisyTopK(x, x, 1, { key: KEY, start: 0, groups: { ...groups(), offsets } }).load],
+        [groups().offsets, (offsets) => sg.dropoutRows(x, 0.5, KEY, int([0, 1, 2, 3]), 0, { ...groups(), offsets })],
+        [routing().rowOffsets!, (rowOffsets) => sg.combine(x, sg.full([4], 1), { ...routing(), rowOffsets })],
+      ];
+      for (const [offsets, call] of calls) {
+        const loss = sg.sum(call(offsets));
+        offsets.dispose();
+        // Takes the freed memory over.
+        for (let i = 0; i < 4; i++) int(new Array<number>(offsets.size).fill(i));
+        expect(() => sg.backward(loss)).toThrow(/its memory has been freed/);
+      }
+    });
+
     it("maximum and minimum: equal ones share the gradient, an infinite one takes or leaves it whole, numbers on either side", () => {
       // Two numbers whose difference float32 cannot hold.
       const LARGE = 2 ** 127;

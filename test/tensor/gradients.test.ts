@@ -147,6 +147,7 @@ check(
     return sg.groupedBias(sg.groupedMatmul(x, w, offsets), bias, offsets);
   },
 );
+check("groupedBias", "with rows of no group", [[5, 3], [3, 3]], (x, bias) => sg.groupedBias(x, bias, ints([0, 2, 2, 3], [4])));
 check(
   "groupedFeedForward",
   "with empty groups, and a row of none",
@@ -210,6 +211,13 @@ check("dispatch combine", "a list: a row without experts, one dropped, and two o
   const routing = sg.routeByExpert(lists, 3);
   return sg.combine(sg.square(sg.dispatch(x, routing)), gates, routing);
 });
+// The bias gets the gradient of every place, also of those that dropped assignments leave over.
+for (const [claim, experts] of [["one", [1, 0, 3, -1, 1, 3]], ["all", [-1, -1, -1, -1, -1, -1]]] as const) {
+  check("dispatch combine", `a dense operation in between, ${claim} dropped`, [[3, 4], [4], [3, 2]], (x, bias, gates) => {
+    const routing = sg.routeByExpert({ experts: ints(experts, [3, 2]) }, 4);
+    return sg.combine(sg.square(sg.add(sg.dispatch(x, routing), bias)), gates, routing);
+  });
+}
 check("bincount", "with an index left out", [[3, 2]], (x) => sg.bincount(x, ints([0, 2, 2, -1, 4, 1], [3, 2]), 5));
 
 // ---- gating -----------------------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ describe("shapes that do not fit are refused in words", () => {
     ["layerNorm", () => sg.layerNorm(f(2, 3), f(2), f(3)), "layerNorm: expected gamma and beta of width 3, got 2 and 3."],
     ["topK", () => sg.topK(f(2, 3), 4), "topK: expected k from 1 to 3 (the last axis), got 4."],
     ["gatherLast", () => sg.gatherLast(f(2, 3), i(3, 1)), "gatherLast: expected 2 rows of indices, got 3."],
+    ["gatherLast, index", () => sg.gatherLast(f(2, 3), sg.tensor([[2], [1000]], [2, 1], "int32")), "gatherLast: expected indices from -1 to 2, got 1000 at position 1."],
     ["rowMove, twice", () => sg.rowMove([1, 0, 1], 2), "rowMove: expected each row from 0 to 1 at most once (or -1), got 1 at position 2."],
     ["rowMove, range", () => sg.rowMove([2], 2), "rowMove: expected each row from 0 to 1 at most once (or -1), got 2 at position 0."],
     ["moveRows", () => sg.moveRows(f(3, 2), sg.rowMove([0], 2)), "moveRows: expected x (N, D) with the N = 2 rows of the move, got [3, 2]."],
@@ -48,6 +49,7 @@ describe("shapes that do not fit are refused in words", () => {
     ["attentiveLstm, weights", () => attentive({ queryWeight: f(4, 2) }), "attentiveLstm: expected queryWeight of shape [4, 3], got [4, 2]."],
     ["attentiveLstm, nothing to attend to", () => attentive({}, { values: f(0, 3, 2), keys: f(0, 3, 3), bias: f(3, 0) }), "attentiveLstm: expected a memory of at least one position, got none."],
     ["bincount", () => sg.bincount(f(4), i(3), 5), "bincount: expected one index a value (4), got 3."],
+    ["bincount, index", () => sg.bincount(f(3), sg.tensor([-1, 4, 5], [3], "int32"), 5), "bincount: expected indices from -1 to 4, got 5 at position 2."],
     ["embedding, table", () => sg.embedding(f(4), i(2)), "embedding: expected a table (rows, width), got [4]."],
     [
       "embedding, index",
@@ -73,6 +75,11 @@ describe("shapes that do not fit are refused in words", () => {
       "routeByExpert",
       () => sg.routeByExpert({ experts: i(4) }, 3),
       "routeByExpert: expected experts (N, K), or lists of experts (M) and rows (M) with rowOffsets (N+1), got [4], none, none.",
+    ],
+    [
+      "routeByExpert, expert",
+      () => sg.routeByExpert({ experts: sg.tensor([[0, 2], [3, -1]], [2, 2], "int32") }, 3),
+      "routeByExpert: expected indices from -1 to 2, got 3 at position 2.",
     ],
     [
       "routeByExpert, a list without its rows",
@@ -174,6 +181,11 @@ describe("shapes that do not fit are refused in words", () => {
       "limitPerExpert, priorities",
       () => sg.limitPerExpert(i(4, 2), 3, 1, f(2, 4)),
       "limitPerExpert: expected priorities of shape [4, 2], one an assignment, got [2, 4].",
+    ],
+    [
+      "limitPerExpert, expert",
+      () => sg.limitPerExpert(sg.tensor([[0, 2], [3, -1]], [2, 2], "int32"), 3, 1),
+      "limitPerExpert: expected indices from -1 to 2, got 3 at position 2.",
     ],
     [
       "limitPerExpert, integers for priorities",

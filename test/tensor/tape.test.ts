@@ -41,6 +41,30 @@ describe("backward", () => {
     expect(y.grad).toBeUndefined();
   });
 
+  it("refuses a graph of which a part was freed, by a scope or by hand, and leaves every gradient as it was", () => {
+    const [w, q] = [leaf([1, 2, 3]), leaf([5])];
+    const freed = /^Tensor \[.*\]: its memory has been freed\. It was made inside a scope\(\) that has ended, or disposed\./;
+    // Without its node, the square would pass for a leaf.
+    const cut = sg.scope(() => sg.sum(sg.square(w)));
+    expect(() => sg.backward(sg.add(sg.sum(q), cut))).toThrow(freed);
+    let lost: Tensor | undefined;
+    sg.scope(() => {
+      lost = sg.sum(sg.square(w));
+    });
+    expect(() => sg.backward(lost!)).toThrow(freed);
+    const gone = leaf([1, 2, 3]);
+    const late = sg.add(sg.sum(q), sg.sum(sg.mul(gone, w)));
+    gone.dispose();
+    expect(() => sg.backward(late)).toThrow(freed);
+    const during = leaf([1]);
+    const disposing = record("dispose", sg.tensor([0], []), [during], () => {
+      during.dispose();
+      return [sg.tensor([1])];
+    });
+    expect(() => sg.backward(disposing)).toThrow(freed);
+    expect([w, q, gone, during].map((p) => p.grad)).toEqual([undefined, undefined, undefined, undefined]);
+  });
+
   it("keeps gradients apart that an operation passes on to several inputs", () => {
     // d passes one gradient to p and to a. p then gets more from c, which must not reach q through a.
     const [p, q] = [leaf([10, 20]), leaf([1, 2])];

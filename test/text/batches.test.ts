@@ -136,6 +136,10 @@ describe("resuming", () => {
     const options = { batchSize: 1, timeSteps: 2, mode: "sentences", seed: 0 } as const;
     const state = new BatchStream(dataset([3]), options).state();
     expect(() => new BatchStream(dataset([4]), options).restore(state)).toThrow(/datasetTokens/);
+    for (const lane of [null, 7, [], [0, 1]]) {
+      const wrong = { ...state, lanes: [lane as unknown as [number, number, number]] };
+      expect(() => new BatchStream(dataset([3]), options).restore(wrong)).toThrow(/expected one inside the corpus/);
+    }
   });
 });
 

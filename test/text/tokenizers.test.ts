@@ -263,6 +263,21 @@ describe("byte-pair encoding", () => {
     for (const language of ["en", "de", "fr", "es", "pt-br"]) expect([language, perCharacter.get(language)! < 0.3]).toEqual([language, true]);
   });
 
+  it("takes for white space what Unicode does: U+0085, and no byte order mark", () => {
+    for (const [text, pieces] of [["x\u0085!y", ["x", "\u0085", "!", "y"]], ["x\uFEFF!y", ["x", "\uFEFF!", "y"]]] as const) {
+      const trained = trainBpe(new Array<string>(5).fill(text), { vocabSize: 300 });
+      expect(trained.encode(text).map((id) => trained.decode([id]))).toEqual(pieces);
+    }
+  });
+
+  it("refuses added tokens that are none, in words", () => {
+    const file = JSON.parse(trainBpe(["a"], { vocabSize: 257 }).save().text) as object;
+    for (const added of [{}, [null], [{ id: 0 }], "</s>"]) {
+      const text = JSON.stringify({ ...file, added_tokens: added });
+      expect(() => BpeTokenizer.fromJson(text)).toThrow(/^tokenizer\.json: expected added_tokens, an array of tokens with their content, got /);
+    }
+  });
+
   it("refuses a tokenizer.json of another kind and a vocabulary below the bytes", () => {
     expect(() => BpeTokenizer.fromJson("{")).toThrow(/JSON/);
     expect(() => BpeTokenizer.fromJson('{"model":{"type":"WordPiece"}}')).toThrow(/"BPE".*"WordPiece"/);

@@ -6,6 +6,7 @@
 import { availableParallelism } from "node:os";
 import { ConfigError, TensorError } from "../../core/errors.js";
 import { BINARY_OPS, UNARY_OPS, type AdamSettings, type Backend, type BinaryOp, type Buf, type DType, type Epilogue, type MemoryUse, type RandomKey, type RowGroups, type Spread, type UnaryOp } from "../backend.js";
+import { checkIndices } from "../indices.js";
 import { findCblas, type CblasSearch } from "./cblas.js";
 import { Control, MAX_THREADS } from "./control.js";
 import { EPILOGUE, Executor } from "./executor.js";
@@ -65,6 +66,8 @@ export class CpuBackend implements Backend {
   readonly #list: ProductList;
   readonly #ids: Map<string, number>;
   readonly #kernels: Record<string, (...args: number[]) => number>;
+  /** int32 (1): not 0 when a kernel on any thread has met an index past the end. */
+  readonly #beyond: Buf;
 
   constructor(options: CpuBackendOptions = {}) {
     const { env } = process;
@@ -79,6 +82,8 @@ export class CpuBackend implements Backend {
     this.variant = variant;
     this.#memory = new CpuMemory(this.shared);
     this.#kernels = instantiate(module, this.#memory.wasm);
+    this.#beyond = this.#memory.alloc("int32", 1);
+    this.#memory.view(this.#beyond)[0] = 0;
 
     const blasChoice = options.blas ?? env["SPARSEGATE_BLAS"] ?? "auto";
     // A private memory may move when it grows; a library that keeps addresses cannot follow.
@@ -128,8 +133,21 @@ export class CpuBackend implements Backend {
   }
 
   /** Runs a sequential kernel on this thread. */
-  #once(kernel: string, ...args: number[]): void {
-    this.#kernels[kernel]!(0, 1, ...args);
+  #once(kernel: string, ...args: number[]): number {
+    return this.#kernels[kernel]!(0, 1, ...args);
+  }
+
+  /** After a kernel on all threads: refuses what it marked in `#beyond`. */
+  #checkMarked(kernel: string, index: Buf, n: number, limit: number): void {
+    const mark = this.#memory.view(this.#beyond);
+    const beyond = mark[0]!;
+    mark[0] = 0;
+    this.#checkIndices(kernel, beyond, index, n, limit);
+  }
+
+  /** Kernels say only that there is an index past the end; which one is looked up here. */
+  #checkIndices(kernel: string, beyond: number, index: Buf, n: number, limit: number): void {
+    if (beyond !== 0) checkIndices(kernel, this.#memory.view(index), n, -1, limit);
   }
 
   // ---- memory -------------------------------------------------------------------------------------------------
@@ -233,7 +251,7 @@ export class CpuBackend implements Backend {
       this.#list.addCut(pieces, false, transW, rows, q, p, 1, ptr(x) + 4 * first * p, p, ptr(w) + 4 * e * p * q, transW ? p : q, 0, ptr(y) + 4 * first * q, q, epilogue, mask + 4 * first * q);
     }
     this.#list.flush();
-    if (used < m) this.fill(y.at(used * q), 0, (m - used) * q);
+    this.zeroTail(offsets, groups, m, y, q);
   }
   groupedGemmWeight(offsets: Buf, groups: number, x: Buf, dy: Buf, dw: Buf, touched: Buf, p: number, q: number, accumulate: boolean): void {
     const at = this.#memory.view(offsets);
@@ -262,9 +280,14 @@ export class CpuBackend implements Backend {
   combineRowsGrad(src: Buf, position: Buf, weights: Buf, rowOffsets: Buf | null, dy: Buf, dSrc: Buf | null, dWeights: Buf | null, n: number, k: number, width: number): void {
     this.#run("combineRowsGrad", n, rowGrain(width * k), ptr(src), ptr(position), ptr(weights), ptr(rowOffsets), ptr(dy), ptr(dSrc), ptr(dWeights), n, k, width);
   }
-  groupedBias(offsets: Buf, groups: number, x: Buf, bias: Buf, y: Buf, width: number): void {
-    const rows = this.#memory.view(offsets)[groups]!;
-    this.#run("groupedBias", rows, rowGrain(width), ptr(offsets), groups, ptr(x), ptr(bias), ptr(y), width);
+  zeroTail(offsets: Buf, groups: number, m: number, x: Buf, width: number): void {
+    const used = this.#memory.view(offsets)[groups]!;
+    if (used < m) this.fill(x.at(used * width), 0, (m - used) * width);
+  }
+  groupedBias(offsets: Buf, groups: number, m: number, x: Buf, bias: Buf, y: Buf, width: number): void {
+    const used = this.#memory.view(offsets)[groups]!;
+    this.#run("groupedBias", used, rowGrain(width), ptr(offsets), groups, ptr(x), ptr(bias), ptr(y), width);
+    if (used < m && ptr(x) !== ptr(y)) this.copy(x.at(used * width), y.at(used * width), (m - used) * width);
   }
   groupedBiasGrad(offsets: Buf, groups: number, dy: Buf, dBias: Buf, touched: Buf, width: number): void {
     const at = this.#memory.view(offsets);
@@ -273,12 +296,13 @@ export class CpuBackend implements Backend {
     this.#run("groupedBiasGrad", groups, rowGrain((width * at[groups]!) / Math.max(groups, 1)), ptr(offsets), groups, ptr(dy), ptr(dBias), width);
   }
   routeByExpert(expert: Buf, m: number, groups: number, offsets: Buf, order: Buf, position: Buf): void {
-    this.#once("routeByExpert", ptr(expert), m, groups, ptr(offsets), ptr(order), ptr(position));
+    this.#checkIndices("routeByExpert", this.#once("routeByExpert", ptr(expert), m, groups, ptr(offsets), ptr(order), ptr(position)), expert, m, groups);
   }
   limitPerExpert(expert: Buf, priority: Buf | null, n: number, k: number, groups: number, capacity: number): void {
     const scratch = this.alloc("int32", groups + 2 + (priority ? 3 * n * k : 0));
-    this.#once("limitPerExpert", ptr(expert), ptr(priority), n, k, groups, capacity, ptr(scratch));
+    const beyond = this.#once("limitPerExpert", ptr(expert), ptr(priority), n, k, groups, capacity, ptr(scratch));
     this.free(scratch);
+    this.#checkIndices("limitPerExpert", beyond, expert, n * k, groups);
   }
   gatherIndices(src: Buf, index: Buf, out: Buf, n: number): void {
     this.#run("gatherIndices", n, GRAIN, ptr(src), ptr(index), ptr(out), n);
@@ -307,13 +331,15 @@ export class CpuBackend implements Backend {
     this.#run("maskRows", rows, rowGrain(width), ptr(flags), ptr(src), ptr(dst), rows, width);
   }
   gatherLast(src: Buf, index: Buf, out: Buf, rows: number, cols: number, k: number): void {
-    this.#run("gatherLast", rows, rowGrain(k), ptr(src), ptr(index), ptr(out), rows, cols, k);
+    this.#run("gatherLast", rows, rowGrain(k), ptr(src), ptr(index), ptr(out), rows, cols, k, ptr(this.#beyond));
+    this.#checkMarked("gatherLast", index, rows * k, cols);
   }
   scatterAddLast(src: Buf, index: Buf, dst: Buf, rows: number, cols: number, k: number): void {
-    this.#run("scatterAddLast", rows, rowGrain(k), ptr(src), ptr(index), ptr(dst), rows, cols, k);
+    this.#run("scatterAddLast", rows, rowGrain(k), ptr(src), ptr(index), ptr(dst), rows, cols, k, ptr(this.#beyond));
+    this.#checkMarked("scatterAddLast", index, rows * k, cols);
   }
   bincount(src: Buf, index: Buf, n: number, out: Buf, size: number): void {
-    this.#once("bincount", ptr(src), ptr(index), n, ptr(out), size);
+    this.#checkIndices("bincount", this.#once("bincount", ptr(src), ptr(index), n, ptr(out), size), index, n, size);
   }
 
   // ---- row-wise functions -------------------------------------------------------------------------------------

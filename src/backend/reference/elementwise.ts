@@ -51,8 +51,8 @@ export const UNARY: Record<UnaryOp, (x: number) => number> = {
   tanh: Math.tanh,
   sigmoid,
   relu: (x) => Math.max(x, 0), // NaN stays NaN
-  gelu: (x) => 0.5 * x * (1 + Math.tanh(GELU * (x + 0.044715 * x ** 3))),
-  silu: (x) => x * sigmoid(x),
+  gelu: (x) => (x === -Infinity ? 0 : 0.5 * x * (1 + Math.tanh(GELU * (x + 0.044715 * x ** 3)))),
+  silu: (x) => (x === -Infinity ? 0 : x * sigmoid(x)),
   softplus: (x) => Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x))),
   normalCdf,
   abs: Math.abs,
@@ -70,10 +70,12 @@ export const UNARY_DERIVATIVE: Record<UnaryOp, (x: number, y: number) => number>
   sigmoid: (_, y) => y * (1 - y),
   relu: (x) => (x > 0 ? 1 : 0),
   gelu: (x) => {
+    if (Math.abs(x) === Infinity) return x > 0 ? 1 : 0;
     const t = Math.tanh(GELU * (x + 0.044715 * x ** 3));
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * GELU * (1 + 3 * 0.044715 * x * x);
   },
   silu: (x) => {
+    if (Math.abs(x) === Infinity) return x > 0 ? 1 : 0;
     const s = sigmoid(x);
     return s * (1 + x * (1 - s));
   },

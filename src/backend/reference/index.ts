@@ -87,6 +87,7 @@ export class ReferenceBackend implements Backend {
   readonly gatherRows = rows.gatherRows;
   readonly combineRows = rows.combineRows;
   readonly combineRowsGrad = rows.combineRowsGrad;
+  readonly zeroTail = rows.zeroTail;
   readonly groupedBias = rows.groupedBias;
   readonly groupedBiasGrad = rows.groupedBiasGrad;
   readonly routeByExpert = rows.routeByExpert;

@@ -1,6 +1,7 @@
 /** Rows by index: gather, combine, routing, sums by segment. */
 
 import type { Buf } from "../backend.js";
+import { checkIndices } from "../indices.js";
 import { floats, ints } from "./memory.js";
 
 export function gatherRows(src: Buf, index: Buf, out: Buf, rows: number, width: number): void {
@@ -42,6 +43,7 @@ export function combineRowsGrad(src: Buf, position: Buf, weights: Buf, rowOffset
 
 export function limitPerExpert(expert: Buf, priority: Buf | null, n: number, k: number, groups: number, capacity: number): void {
   const E = ints(expert);
+  checkIndices("limitPerExpert", E, n * k, -1, groups);
   // First choices of all rows, then second choices, ...
   const arrival = Array.from({ length: n * k }, (_, i) => (i % n) * k + Math.floor(i / n));
   for (let e = 0; e < groups; e++) {
@@ -53,9 +55,14 @@ export function limitPerExpert(expert: Buf, priority: Buf | null, n: number, k: 
   }
 }
 
-export function groupedBias(offsets: Buf, groups: number, x: Buf, bias: Buf, y: Buf, width: number): void {
+export function zeroTail(offsets: Buf, groups: number, m: number, x: Buf, width: number): void {
+  floats(x).fill(0, ints(offsets)[groups]! * width, m * width);
+}
+
+export function groupedBias(offsets: Buf, groups: number, m: number, x: Buf, bias: Buf, y: Buf, width: number): void {
   const [at, X, B, Y] = [ints(offsets), floats(x), floats(bias), floats(y)];
   for (let e = 0; e < groups; e++) for (let r = at[e]!; r < at[e + 1]!; r++) for (let j = 0; j < width; j++) Y[r * width + j] = X[r * width + j]! + B[e * width + j]!;
+  for (let i = at[groups]! * width; i < m * width; i++) Y[i] = X[i]!;
 }
 
 export function groupedBiasGrad(offsets: Buf, groups: number, dy: Buf, dBias: Buf, touched: Buf, width: number): void {
@@ -71,6 +78,7 @@ export function groupedBiasGrad(offsets: Buf, groups: number, dy: Buf, dBias: Bu
 
 export function routeByExpert(expert: Buf, m: number, groups: number, offsets: Buf, order: Buf, position: Buf): void {
   const [X, at, O, P] = [ints(expert), ints(offsets), ints(order), ints(position)];
+  checkIndices("routeByExpert", X, m, -1, groups);
   O.fill(-1, 0, m);
   let place = 0;
   for (let e = 0; e < groups; e++) {
@@ -125,16 +133,19 @@ export function maskRows(flags: Buf, src: Buf, dst: Buf, rows: number, width: nu
 
 export function gatherLast(src: Buf, index: Buf, out: Buf, rows: number, cols: number, k: number): void {
   const [S, I, O] = [floats(src), ints(index), floats(out)];
+  checkIndices("gatherLast", I, rows * k, -1, cols);
   for (let i = 0; i < rows * k; i++) O[i] = I[i]! < 0 ? 0 : S[Math.floor(i / k) * cols + I[i]!]!;
 }
 
 export function scatterAddLast(src: Buf, index: Buf, dst: Buf, rows: number, cols: number, k: number): void {
   const [S, I, D] = [floats(src), ints(index), floats(dst)];
+  checkIndices("scatterAddLast", I, rows * k, -1, cols);
   for (let i = 0; i < rows * k; i++) if (I[i]! >= 0) D[Math.floor(i / k) * cols + I[i]!]! += S[i]!;
 }
 
 export function bincount(src: Buf, index: Buf, n: number, out: Buf, size: number): void {
   const [S, I, O] = [floats(src), ints(index), floats(out)];
+  checkIndices("bincount", I, n, -1, size);
   O.fill(0, 0, size);
   for (let i = 0; i < n; i++) if (I[i]! >= 0) O[I[i]!]! += S[i]!;
 }

@@ -46,7 +46,11 @@ export function logSoftmaxGrad(y: Buf, dy: Buf, dx: Buf, rows: number, cols: num
 }
 
 export function logSumExp(x: Buf, out: Buf, rows: number, cols: number): void {
-  for (let r = 0; r < rows; r++) floats(out)[r] = logSumExpOf(row(x, r, cols));
+  for (let r = 0; r < rows; r++) {
+    const X = row(x, r, cols);
+    // Where softmax would divide ∞ by ∞, the sum alone has a limit.
+    floats(out)[r] = X.includes(Infinity) && !X.includes(NaN) ? Infinity : logSumExpOf(X);
+  }
 }
 
 export function layerNorm(x: Buf, gamma: Buf, beta: Buf, y: Buf, mean: Buf, rstd: Buf, rows: number, cols: number, epsilon: number): void {

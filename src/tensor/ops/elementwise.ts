@@ -141,12 +141,12 @@ export function div(a: Tensor | number, b: Tensor | number): Tensor {
   });
 }
 
-/** The larger of two, elementwise; equal ones share the gradient. */
+/** The larger of two, elementwise; equal ones share the gradient (of equal infinities it is NaN). */
 export function maximum(a: Tensor | number, b: Tensor | number): Tensor {
   return extreme("maximum", a, b);
 }
 
-/** The smaller of two, elementwise; equal ones share the gradient. */
+/** The smaller of two, elementwise; equal ones share the gradient (of equal infinities it is NaN). */
 export function minimum(a: Tensor | number, b: Tensor | number): Tensor {
   return extreme("minimum", a, b);
 }

@@ -14,16 +14,16 @@ export interface Groups {
   count: number;
 }
 
-/** The backend's view of groups: their offsets (none: null) and number. */
-function segmentsOf(where: string, x: Tensor, groups: Groups | undefined): { offsets: Tensor["buffer"] | null; count: number } {
-  if (!groups) return { offsets: null, count: 1 };
+/** Groups, checked: their offsets, if there are any, and number. */
+function segmentsOf(where: string, x: Tensor, groups: Groups | undefined): { offsets: Tensor | undefined; count: number } {
+  if (!groups) return { offsets: undefined, count: 1 };
   const { offsets, count } = groups;
   checkOperands(where, "int32", offsets);
   if (offsets.backend !== x.backend) throw new TensorError(`${where}: expected tensors of one backend, got ${x.backend.name} and ${offsets.backend.name}.`);
   if (!Number.isInteger(count) || count < 1 || offsets.size !== count + 1) {
     throw new TensorError(`${where}: expected offsets (G+1) of G = ${count} groups, at least one, got [${offsets.shape.join(", ")}].`);
   }
-  return { offsets: offsets.buffer, count };
+  return { offsets, count };
 }
 
 /** What `noisyTopK` gives. */
@@ -66,12 +66,12 @@ export function noisyTopK(clean: Tensor, raw: Tensor, k: number, options: { key:
   const indices = empty([rows, width], "int32", backend);
   const partial = groups ? undefined : empty([segments, cols], "float32", backend);
   const load = both.buffer.at(rows * width);
-  backend.noisyTopK(clean.buffer, raw.buffer, key, start, rowIds?.buffer ?? null, offsets, segments, both.buffer, indices.buffer, partial?.buffer ?? load, rows, cols, k);
+  backend.noisyTopK(clean.buffer, raw.buffer, key, start, rowIds?.buffer ?? null, offsets?.buffer ?? null, segments, both.buffer, indices.buffer, partial?.buffer ?? load, rows, cols, k);
   if (partial) backend.spreadSum(partial.buffer, { div: 1, mod: cols }, 1, load, partial.size);
   const saved = both.alias();
   record("noisyTopK", both, [clean, raw], (dy) => {
     const [dClean, dRaw] = [empty(clean.shape, "float32", backend), empty(raw.shape, "float32", backend)];
-    backend.noisyTopKGrad(clean.buffer, raw.buffer, saved.buffer, indices.buffer, dy.buffer, dy.buffer.at(rows * width), offsets, segments, dClean.buffer, dRaw.buffer, rows, cols, k);
+    backend.noisyTopKGrad(clean.buffer, raw.buffer, saved.buffer, indices.buffer, dy.buffer, dy.buffer.at(rows * width), offsets?.buffer ?? null, segments, dClean.buffer, dRaw.buffer, rows, cols, k);
     return [dClean, dRaw];
   });
   return { values: reshape(slice(both, 0, 0, rows * width), [rows, width]), indices, load: slice(both, 0, rows * width, rows * width + loads) };
@@ -90,11 +90,11 @@ export function columnTopK(x: Tensor, k: number, groups?: Groups): ElementList {
   const { offsets, count } = segmentsOf("columnTopK", x, groups);
   const cut = empty([count, cols], "float32", backend);
   const cutRow = empty([count, cols], "int32", backend);
-  backend.columnCuts(x.buffer, offsets, count, rows, cols, k, cut.buffer, cutRow.buffer);
+  backend.columnCuts(x.buffer, offsets?.buffer ?? null, count, rows, cols, k, cut.buffer, cutRow.buffer);
   // Without groups the length is known; in groups each expert may have one row more than its share.
   const length = groups ? Math.floor(k * rows) + count * cols : cols * Math.min(rows, Math.max(1, Math.floor((k * rows) / cols)));
   const list = emptyList(x, rows, length);
-  backend.listAbove(x.buffer, cut.buffer, cutRow.buffer, offsets, count, rows, cols, list.experts.buffer, list.rows.buffer, list.rowOffsets.buffer, length);
+  backend.listAbove(x.buffer, cut.buffer, cutRow.buffer, offsets?.buffer ?? null, count, rows, cols, list.experts.buffer, list.rows.buffer, list.rowOffsets.buffer, length);
   return list;
 }
 
@@ -124,10 +124,10 @@ export function aboveThreshold(x: Tensor, threshold: Tensor, groups?: Groups): E
   if (threshold.size !== count * cols) throw new TensorError(`aboveThreshold: expected ${count * cols} thresholds, got ${threshold.size}.`);
   const { backend } = x;
   const counts = empty([rows + 1], "int32", backend);
-  backend.listAbove(x.buffer, threshold.buffer, null, offsets, count, rows, cols, null, null, counts.buffer, 0);
+  backend.listAbove(x.buffer, threshold.buffer, null, offsets?.buffer ?? null, count, rows, cols, null, null, counts.buffer, 0);
   const length = backend.readSync(counts.buffer.at(rows, 1))[0]!;
   const list = emptyList(x, rows, length);
-  backend.listAbove(x.buffer, threshold.buffer, null, offsets, count, rows, cols, list.experts.buffer, list.rows.buffer, list.rowOffsets.buffer, length);
+  backend.listAbove(x.buffer, threshold.buffer, null, offsets?.buffer ?? null, count, rows, cols, list.experts.buffer, list.rows.buffer, list.rowOffsets.buffer, length);
   return list;
 }
 
@@ -135,6 +135,7 @@ export function aboveThreshold(x: Tensor, threshold: Tensor, groups?: Groups): E
  * The assignments that are left when each expert takes at most `capacity` rows: a copy of `experts` with -1 for the others (GShard, Lepikhin et al. 2020;
  * Switch, Fedus et al. 2021).
  * @param experts int32 (N, K); @param priority (N, K): the highest stay; left out, all first choices come before all second ones, each in the order of rows
+ * @throws TensorError naming the first expert that there is not
  */
 export function limitPerExpert(experts: Tensor, numExperts: number, capacity: number, priority?: Tensor): Tensor {
   checkOperands("limitPerExpert", "int32", experts);
@@ -156,13 +157,14 @@ export function groupedSum(x: Tensor, groups: Groups): Tensor {
   checkOperands("groupedSum", "float32", x);
   const [rows, cols] = rowsAndCols("groupedSum", x);
   const { backend } = x;
-  const { offsets, count } = segmentsOf("groupedSum", x, groups);
+  const { count } = segmentsOf("groupedSum", x, groups);
+  const { offsets } = groups;
   const y = empty([count, cols], "float32", backend);
   const touched = empty([count], "int32", backend);
-  backend.groupedBiasGrad(offsets!, count, x.buffer, y.buffer, touched.buffer, cols);
+  backend.groupedBiasGrad(offsets.buffer, count, x.buffer, y.buffer, touched.buffer, cols);
   return record("groupedSum", y, [x], (dy) => {
     const dx = full([rows, cols], 0, "float32", backend);
-    backend.groupedBias(offsets!, count, dx.buffer, dy.buffer, dx.buffer, cols);
+    backend.groupedBias(offsets.buffer, count, rows, dx.buffer, dy.buffer, dx.buffer, cols);
     return [reshape(dx, x.shape)];
   });
 }

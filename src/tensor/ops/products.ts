@@ -137,7 +137,7 @@ export function groupedFeedForward(x: Tensor, w1: Tensor, w2: Tensor, offsets: T
   });
 }
 
-/** x[r] + bias[e] for the rows of group e. The gradient of `bias` is by rows, as that of `groupedMatmul`'s w. @param bias (E, width) */
+/** x[r] + bias[e] for the rows of group e; rows beyond the last offset stay as they are. The gradient of `bias` is by rows, as that of `groupedMatmul`'s w. @param bias (E, width) */
 export function groupedBias(x: Tensor, bias: Tensor, offsets: Tensor): Tensor {
   checkOperands("groupedBias", "float32", x, bias);
   checkOperands("groupedBias", "int32", offsets);
@@ -146,7 +146,7 @@ export function groupedBias(x: Tensor, bias: Tensor, offsets: Tensor): Tensor {
     throw new TensorError(`groupedBias: expected x (M, width), bias (E, width), offsets (E+1), got [${x.shape.join(", ")}], [${bias.shape.join(", ")}], [${offsets.shape.join(", ")}].`);
   }
   const y = empty(x.shape, "float32", x.backend);
-  x.backend.groupedBias(offsets.buffer, groups, x.buffer, bias.buffer, y.buffer, width);
+  x.backend.groupedBias(offsets.buffer, groups, x.shape[0]!, x.buffer, bias.buffer, y.buffer, width);
   return record("groupedBias", y, [x, bias], (dy, needs) => {
     if (!needs[1]) return [dy, undefined];
     const dBias = empty(bias.shape, "float32", x.backend);

@@ -68,10 +68,9 @@ export function dropoutRows(x: Tensor, rate: number, key: RandomKey, rowIds: Ten
     throw new TensorError(`dropoutRows: expected int32 offsets (${groups.count + 1}) of ${groups.count} groups, got ${groups.offsets.dtype} [${groups.offsets.shape.join(", ")}].`);
   }
   const [rows, width] = x.shape as [number, number];
-  const inGroups = groups ? { ...groups, offsets: groups.offsets.buffer } : null;
   const drop = (from: Tensor): Tensor => {
     const to = empty(x.shape, "float32", x.backend);
-    x.backend.dropoutRows(from.buffer, to.buffer, rowIds.buffer, inGroups, rows, width, rate, key, start);
+    x.backend.dropoutRows(from.buffer, to.buffer, rowIds.buffer, groups ? { ...groups, offsets: groups.offsets.buffer } : null, rows, width, rate, key, start);
     return to;
   };
   return record("dropoutRows", drop(x), [x], (dy) => {

@@ -65,7 +65,7 @@ export function logSoftmax(x: Tensor): Tensor {
   });
 }
 
-/** log Σ eˣ over the last axis; −∞ where that is empty. */
+/** log Σ eˣ over the last axis; −∞ where that is empty, ∞ where an x is (the gradient of that row is NaN). */
 export function logSumExp(x: Tensor): Tensor {
   checkOperands("logSumExp", "float32", x);
   const [rows, cols] = rowsAndCols("logSumExp", x);
@@ -122,7 +122,7 @@ export function topK(x: Tensor, k: number): { values: Tensor; indices: Tensor } 
   return { values, indices };
 }
 
-/** out[..., j] = x[..., index[..., j]]; index -1 gives 0. @param index from -1 to the width of x less 1 */
+/** out[..., j] = x[..., index[..., j]]; index -1 gives 0. @param index from -1 to the width of x less 1 @throws TensorError naming the first index beyond */
 export function gatherLast(x: Tensor, index: Tensor): Tensor {
   checkOperands("gatherLast", "float32", x);
   checkOperands("gatherLast", "int32", index);

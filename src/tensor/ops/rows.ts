@@ -1,6 +1,7 @@
 /** Operations that move whole rows by index: embedding look-up, the dispatch and combination of an MoE layer, and plain moves. */
 
 import type { Backend } from "../../backend/backend.js";
+import { checkIndices } from "../../backend/indices.js";
 import { TensorError } from "../../core/errors.js";
 import { checkOperands } from "../shapes.js";
 import { record } from "../tape.js";
@@ -16,7 +17,7 @@ export function embedding(table: Tensor, index: Tensor): Tensor {
   checkOperands("embedding", "int32", index);
   if (table.rank !== 2) throw new TensorError(`embedding: expected a table (rows, width), got [${table.shape.join(", ")}].`);
   const [rows, width] = table.shape as [number, number];
-  checkIndices("embedding", index, rows);
+  checkIndices("embedding", index.dataSync(), index.size, 0, rows);
   const backend = table.backend;
   const n = index.size;
   const y = empty([...index.shape, width], "float32", backend);
@@ -34,14 +35,6 @@ export function rowGradient(dy: Tensor, index: Tensor, n: number, limit: number,
   const value = empty([n, width], "float32", backend);
   backend.segmentSumRows(dy.buffer, order.buffer, offsets.buffer, n, value.buffer, width);
   return { value, rows };
-}
-
-/** @throws TensorError naming the first value outside [0, limit) and where it stands */
-export function checkIndices(where: string, index: Tensor, limit: number): void {
-  const values = index.dataSync();
-  for (let i = 0; i < values.length; i++) {
-    if (!(values[i]! >= 0 && values[i]! < limit)) throw new TensorError(`${where}: expected indices from 0 to ${limit - 1}, got ${values[i]} at position ${i}.`);
-  }
 }
 
 /** Which experts each row goes to: K for each, or a list in the order of rows where their number differs. */
@@ -69,7 +62,7 @@ export interface Routing {
   numRows: number;
 }
 
-/** Groups assignments by expert: a stable counting sort, so earlier ones come first. */
+/** Groups assignments by expert: a stable counting sort, so earlier ones come first. @throws TensorError naming the first expert that there is not */
 export function routeByExpert({ experts, rows: listed, rowOffsets }: Assignments, numExperts: number): Routing {
   checkOperands("routeByExpert", "int32", experts);
   const backend = experts.backend;
@@ -115,26 +108,31 @@ export function dispatch(x: Tensor, routing: Routing): Tensor {
 export function combine(out: Tensor, gates: Tensor, routing: Routing): Tensor {
   checkOperands("combine", "float32", out, gates);
   const backend = out.backend;
-  const { position, rowOffsets, numRows: n } = routing;
+  const { offsets, position, rowOffsets, numRows: n } = routing;
   const [m, width] = out.shape as [number, number];
   if (out.rank !== 2 || !sameShape(gates.shape, position.shape) || m !== position.size) {
     const expected = `outputs (M, D) of M = ${position.size} assignments and gates of their shape, [${position.shape.join(", ")}]`;
     throw new TensorError(`combine: expected ${expected}, got [${out.shape.join(", ")}] and [${gates.shape.join(", ")}].`);
   }
   const k = perRow(routing);
-  const starts = rowOffsets?.buffer ?? null;
   const y = empty([n, width], "float32", backend);
-  backend.combineRows(out.buffer, position.buffer, gates.buffer, starts, y.buffer, n, k, width);
+  backend.combineRows(out.buffer, position.buffer, gates.buffer, rowOffsets?.buffer ?? null, y.buffer, n, k, width);
   return record("combine", y, [out, gates], (dy, needs) => {
     const dOut = needs[0] ? empty([m, width], "float32", backend) : undefined;
     // A list may end with assignments of no row, which the kernel does not visit.
     const dGates = needs[1] ? (rowOffsets ? zeros(gates.shape, "float32", backend) : empty(gates.shape, "float32", backend)) : undefined;
-    backend.combineRowsGrad(out.buffer, position.buffer, gates.buffer, starts, dy.buffer, dOut?.buffer ?? null, dGates?.buffer ?? null, n, k, width);
+    backend.combineRowsGrad(out.buffer, position.buffer, gates.buffer, rowOffsets?.buffer ?? null, dy.buffer, dOut?.buffer ?? null, dGates?.buffer ?? null, n, k, width);
+    // Nor the places that dropped assignments would have had.
+    if (dOut) backend.zeroTail(offsets.buffer, offsets.size - 1, m, dOut.buffer, width);
     return [dOut, dGates];
   });
 }
 
-/** out[i] = Σ of values whose index is i: importance and load of experts. @param index from -1 (left out) to size − 1; @param size length of the result */
+/**
+ * out[i] = Σ of values whose index is i: importance and load of experts.
+ * @param index from -1 (left out) to size − 1; @param size length of the result
+ * @throws TensorError naming the first index beyond
+ */
 export function bincount(values: Tensor, index: Tensor, size: number): Tensor {
   checkOperands("bincount", "float32", values);
   checkOperands("bincount", "int32", index);

@@ -83,3 +83,11 @@ add("stridedCopy", "an empty axis", { x: draw.floats(4), y: blank(4) }, (b, { x,
 add("stridedCopy", "integers", { x: draw.ints(35, -(2 ** 31), 2 ** 31), y: blankInts(35) }, (b, { x, y }) => b.stridedCopy([5, 7], x, [7, 1], y, [1, 5]));
 add("stridedAdd", "no axes", { x: draw.floats(1), y: draw.floats(1) }, (b, { x, y }) => b.stridedAdd([], x, [], y, []));
 add("stridedAdd", "to one element", { x: draw.floats(60), y: draw.floats(1) }, (b, { x, y }) => b.stridedAdd([3, 4, 5], x, [20, 5, 1], y, [0, 0, 0]), { y: sumOf(60) });
+
+// ---- worked by hand -------------------------------------------------------------------------------------------------------------
+for (const op of ["gelu", "silu"] as const) {
+  elementwise.worked(`${op} and its slope have limits at ±∞`, { x: Float64Array.of(-Infinity, Infinity, NaN), y: blank(3), dy: Float64Array.of(2, 2, 2), dx: blank(3) }, (b, { x, y, dy, dx }) => {
+    b.unary(op, x, y, 3);
+    b.unaryGrad(op, x, y, dy, dx, 3);
+  }, { y: [0, Infinity, NaN], dx: [0, 2, NaN] });
+}

@@ -32,7 +32,7 @@ add("gemm", "NaN spoils its row and no other", { a: withNaN, b: draw.floats(30),
 
 for (const [groups, rows, p, q] of [[1, 1, 1, 1], [3, 4, 5, 3], [4, 17, 4, 4], [7, 5, 17, 5], [5, 100, 17, 64], [6, 300, 65, 70], [3, 0, 4, 5]] as const) {
   const offsets = draw.offsets(groups, rows);
-  // Three rows more than the groups have. Of them groupedGemm is told two, which become zero; the last, and what others are given, is left alone.
+  // Three rows more than the groups have. Of them groupedGemm is told two, which become zero (groupedBias: stay as in x); the last is left alone.
   const all = rows + 3;
   const label = `${groups} groups over ${rows} rows, ${p}×${q}`;
   for (const transW of [false, true]) {
@@ -48,10 +48,13 @@ for (const [groups, rows, p, q] of [[1, 1, 1, 1], [3, 4, 5, 3], [4, 17, 4, 4], [
       (b, { offsets, x, dy, dw, touched }) => b.groupedGemmWeight(offsets, groups, x, dy, dw, touched, p, q, accumulate), { dw: sumOf(rows) });
   }
   const width = q;
-  add("groupedBias", label, { offsets, x: draw.floats(all * width), bias: draw.floats(groups * width), y: blank(all * width) },
-    (b, { offsets, x, bias, y }) => b.groupedBias(offsets, groups, x, bias, y, width));
-  add("groupedBias", `${label} in place`, { offsets, x: draw.floats(all * width), bias: draw.floats(groups * width) },
-    (b, { offsets, x, bias }) => b.groupedBias(offsets, groups, x, bias, x, width));
+  for (const m of [rows, rows + 2]) {
+    add("groupedBias", `${label} of ${m}`, { offsets, x: draw.floats(all * width), bias: draw.floats(groups * width), y: blank(all * width) },
+      (b, { offsets, x, bias, y }) => b.groupedBias(offsets, groups, m, x, bias, y, width));
+    add("groupedBias", `${label} of ${m}, in place`, { offsets, x: draw.floats(all * width), bias: draw.floats(groups * width) },
+      (b, { offsets, x, bias }) => b.groupedBias(offsets, groups, m, x, bias, x, width));
+    add("zeroTail", `${label} of ${m}`, { offsets, x: draw.floats(all * width) }, (b, { offsets, x }) => b.zeroTail(offsets, groups, m, x, width));
+  }
   add("groupedBiasGrad", label, { offsets, dy: draw.floats(all * width), dBias: blank(groups * width), touched: blankInts(groups) },
     (b, { offsets, dy, dBias, touched }) => b.groupedBiasGrad(offsets, groups, dy, dBias, touched, width), { dBias: sumOf(rows) });
 }
@@ -62,3 +65,10 @@ worked("groupedGemm multiplies each group by its own matrix, and gives zeros to 
   (b, { offsets, x, w, y }) => b.groupedGemm(offsets, 3, 3, x, w, false, y, 2, 1),
   // (1, 2)·(1, 10) = 21; the second group has no row; (3, 4)·(2, 20) = 86; row 2 belongs to none, and row 3 is not among the 3.
   { y: [21, 86, 0, 7.25] });
+worked("groupedBias adds each group's own bias, and leaves rows of no group as they are",
+  { offsets: Int32Array.of(0, 1, 1, 2), x: Float64Array.of(1, 2, 3, 4), bias: Float64Array.of(10, 20, 30), y: blank(4) },
+  (b, { offsets, x, bias, y }) => b.groupedBias(offsets, 3, 3, x, bias, y, 1),
+  { y: [11, 32, 3, 7.25] });
+worked("zeroTail zeroes the rows of no group, and no more", { offsets: Int32Array.of(0, 1, 1), x: Float64Array.of(1, 2, 3, 4, 5, 6, 7, 8) },
+  (b, { offsets, x }) => b.zeroTail(offsets, 2, 3, x, 2),
+  { x: [1, 2, 0, 0, 0, 0, 7, 8] });

@@ -75,6 +75,8 @@ worked("topK orders ties by the lower index", { x: Float64Array.of(1, 3, 3, 2, 3
   (b, { x, values, indices }) => b.topK(x, values, indices, 1, 5, 4), { values: [3, 3, 3, 2], indices: [1, 2, 4, 3] });
 worked("topK takes NaN last", { x: Float64Array.of(NaN, -5, NaN, -7), values: blank(2), indices: blankInts(2) },
   (b, { x, values, indices }) => b.topK(x, values, indices, 1, 4, 2), { values: [-5, -7], indices: [1, 3] });
+worked("logSumExp of a row with ∞ is ∞, of nothing but −∞ it is −∞, and NaN stays NaN", { x: Float64Array.of(Infinity, 0, Infinity, -Infinity, -Infinity, -Infinity, Infinity, NaN), out: blank(4) },
+  (b, { x, out }) => b.logSumExp(x, out, 4, 2), { out: [Infinity, Infinity, -Infinity, NaN] });
 worked("lstmCell with gates at 0 halves the cell", { gates: new Float64Array(4), cPrev: Float64Array.of(2), c: blank(1), h: blank(1) }, (b, m) => b.lstmCell(m.gates, m.cPrev, m.c, m.h, 1, 1),
   // σ(0) = 1/2, tanh 0 = 0: c = 1/2·2 + 1/2·0 = 1; h = 1/2·tanh 1 = 0.380797.
   { gates: [0.5, 0.5, 0, 0.5], c: [1], h: [0.3807970780] });
