@@ -1,7 +1,7 @@
 /** sparsegate: the sparsely-gated mixture-of-experts layer and what is needed to train and run networks with it. */
 
 export { SparsegateError, TensorError, ConfigError, FileError, NonFiniteError } from "./core/errors.js";
-export type { AdamSettings, Backend, BinaryOp, Buf, DType, Epilogue, MemoryUse, RandomKey, Spread, UnaryOp } from "./backend/backend.js";
+export type { AdamSettings, Backend, BinaryOp, Buf, DType, Epilogue, MemoryUse, RandomKey, RowGroups, Spread, UnaryOp } from "./backend/backend.js";
 export { CpuBackend, type CpuBackendOptions, type CpuProbe } from "./backend/cpu/index.js";
 export type { Cblas, CblasSearch, Sgemm } from "./backend/cpu/cblas.js";
 export type { Cut } from "./backend/cpu/pieces.js";

@@ -293,7 +293,7 @@ export interface Backend {
   randomUniformRows(out: Buf, rowIds: Buf, rows: number, width: number, key: RandomKey, start: number, low: number, high: number): void;
   /**
    * `dropout` of rows in any order: row r draws elements (start + rowIds[r])·width.. of the stream; zeros where rowIds[r] is -1. In groups, each row of the stream
-   * is one for every group of `total`: row r of group g draws elements ((start + rowIds[r])·total + first + g)·width..
+   * is one for every group of `total`: row r of group g draws elements ((start + rowIds[r])·total + first + g)·width..; rows of no group have id -1.
    */
   dropoutRows(x: Buf, y: Buf, rowIds: Buf, groups: RowGroups | null, rows: number, width: number, rate: number, key: RandomKey, start: number): void;
 

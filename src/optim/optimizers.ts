@@ -114,6 +114,7 @@ export class Adam extends Base {
     super(parameters, common);
     checkNumber("Adam", "beta1", beta1, { min: 0, max: 0.999999 });
     checkNumber("Adam", "beta2", beta2, { min: 0, max: 0.99999999 });
+    checkNumber("Adam", "epsilon", epsilon, { min: 0, max: 1e30 });
     // In float32 it keeps the step of what never had a gradient from being 0/0.
     if (!(Math.fround(epsilon) > 0)) throw new ConfigError(expectation("Adam", "epsilon above 0 in float32", epsilon, "The usual one is 1e-8."));
     checkNumber("Adam", "weightDecay", weightDecay, { min: 0 });

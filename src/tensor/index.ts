@@ -2,7 +2,7 @@
 
 export { Tensor, tensor, empty, full, zeros, type Shape, type Shard, type Gradient, type Nested } from "./tensor.js";
 export { scope, keep } from "./scope.js";
-export { backward, noGrad, recompute, type BackwardOptions } from "./tape.js";
+export { backward, noGrad, oncePerPass, recompute, type BackwardOptions } from "./tape.js";
 export { defaultBackend, setDefaultBackend } from "./default-backend.js";
 export * from "./ops/elementwise.js";
 export * from "./ops/shape.js";

@@ -42,9 +42,10 @@ export function noGrad<T>(body: () => T): T {
  */
 export function recompute(body: (...inputs: Tensor[]) => Tensor, inputs: readonly Tensor[], parameters: readonly Tensor[]): Tensor {
   for (const p of parameters) if (p.node) throw new TensorError(`recompute: expected parameters that are leaves, got the result of ${p.node.name}. Pass it among the inputs.`);
-  // A body inside another one remembers with it.
-  const memory = oncePerPass((): Memory => ({ values: [], complete: false, next: 0 }));
-  const result = noGrad(() => scope(() => remembering(memory, () => body(...inputs))));
+  // A body inside another one remembers with it; where there will be no way back there is nothing to remember.
+  const memory = recording || memoryNow ? remembered((): Memory => ({ values: [], complete: false, next: 0 })) : undefined;
+  // What is remembered outlives the body's own scope, as its result does.
+  const { result } = noGrad(() => scope(() => ({ result: remembering(memory, () => body(...inputs)), kept: memory ? [...tensorsOf(memory)] : [] })));
   // A body may hand an input on; the node must not become its own input.
   const y = inputs.includes(result) ? result.alias() : result;
   return record("recompute", y, [...inputs, ...parameters], (dy, needs) => {
@@ -71,7 +72,7 @@ export function recompute(body: (...inputs: Tensor[]) => Tensor, inputs: readonl
 
 /** What was computed once for a body that runs twice. */
 interface Memory {
-  readonly values: unknown[];
+  readonly values: (Tensor | Memory)[];
   complete: boolean;
   /** While the body runs again: which value comes next. */
   next: number;
@@ -79,7 +80,15 @@ interface Memory {
 
 let memoryNow: Memory | undefined;
 
-function remembering<T>(memory: Memory, body: () => T): T {
+function* tensorsOf({ values }: Memory): Generator<Tensor> {
+  for (const value of values) {
+    if ("storage" in value) yield value;
+    else yield* tensorsOf(value);
+  }
+}
+
+function remembering<T>(memory: Memory | undefined, body: () => T): T {
+  if (!memory) return body();
   const before = memoryNow;
   memoryNow = memory;
   memory.next = 0;
@@ -93,13 +102,15 @@ function remembering<T>(memory: Memory, body: () => T): T {
 }
 
 /** What `compute` gave; where `recompute` runs its body again, what it gave the first time, so that what it changes is changed once. It has no gradient. */
-export function oncePerPass<T extends Tensor | Memory>(compute: () => T): T {
+export function oncePerPass<T extends Tensor>(compute: () => T): T {
+  return remembered(() => noGrad(compute));
+}
+
+function remembered<T extends Tensor | Memory>(compute: () => T): T {
   const memory = memoryNow;
   if (!memory) return compute();
   if (memory.complete) return memory.values[memory.next++] as T;
   const value = compute();
-  // It outlives the scope of the first run.
-  if ("storage" in value) keep(value);
   memory.values.push(value);
   return value;
 }
@@ -151,7 +162,7 @@ export interface BackwardOptions {
  * `requiresGrad`. Each leaf's gradient outlives the scope; intermediate ones are freed as soon as they are used.
  *
  * @throws TensorError when `loss` is no scalar, depends on no parameter, or its graph was used before (pass `retainGraph` the first time), and when a tensor of
- * the graph has been freed. Gradients are then as they were.
+ * the graph that needs a gradient has been freed. Gradients are then as they were.
  */
 export function backward(loss: Tensor, { seed, ...options }: BackwardOptions = {}): void {
   if (!seed && loss.size !== 1) {
@@ -215,7 +226,7 @@ function leavesByLastUse(order: readonly Tensor[]): Map<Tensor, Tensor[]> {
   const seen = new Set<Tensor>();
   const leaves = new Map<Tensor, Tensor[]>();
   for (const output of [...order].reverse()) {
-    const last = new Set(output.node!.inputs.filter((input) => !input.node && input.requiresGrad && !seen.has(input)));
+    const last = new Set(output.node!.inputs.filter((input) => !input.node && input.requiresGrad && input.size > 0 && !seen.has(input)));
     for (const leaf of last) seen.add(leaf);
     leaves.set(output, [...last]);
   }

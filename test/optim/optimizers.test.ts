@@ -375,7 +375,7 @@ describe("optimisers refuse", () => {
     [
       "a negative epsilon",
       () => new Adam(one(), { epsilon: -1 }),
-      "Adam: expected epsilon above 0 in float32, got -1. The usual one is 1e-8.",
+      "Adam: expected epsilon to be a finite number from 0 to 1e+30, got -1.",
     ],
     [
       "an epsilon that is 0 in float32",

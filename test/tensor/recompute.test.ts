@@ -274,5 +274,31 @@ for (const { name, make } of BACKENDS) {
         expect(again).toEqual(plain);
       }
     });
+    it("computes once what it is told to compute once, in bodies within bodies too, and keeps it no longer than the scope it is in", () => {
+      let times = 0;
+      const square = (x: Tensor): Tensor => sg.mul(x, sg.oncePerPass(() => sg.affine(sg.square(x), ++times)));
+      const step = (wrap: (body: (x: Tensor) => Tensor) => (x: Tensor) => Tensor, depth: number): number[] => {
+        const x = param([3, 4], 9);
+        times = 0;
+        let body = square;
+        for (let i = 0; i < depth; i++) body = wrap(body);
+        sg.scope(() => sg.backward(sg.sum(body(x))));
+        expect(times).toBe(1);
+        const [found] = gradients([x]);
+        x.zeroGrad();
+        x.dispose();
+        return found!;
+      };
+      const again = (body: (x: Tensor) => Tensor) => (x: Tensor): Tensor => sg.recompute((y) => body(y!), [x], []);
+      const plain = step(again, 0);
+      const before = used();
+      for (const depth of [1, 2, 3]) expect(step(again, depth)).toEqual(plain);
+      expect(used()).toBe(before);
+      // Without a way back nothing is remembered.
+      const x = param([3, 4], 9);
+      const alone = used();
+      sg.noGrad(() => sg.scope(() => void again(square)(x)));
+      expect(used()).toBe(alone);
+    });
   });
 }
