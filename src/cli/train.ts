@@ -4,14 +4,13 @@ import { communicator, runRanks, type Communicator } from "../comm/index.js";
 import { ConfigError, expectation } from "../core/errors.js";
 import { expertsPerRow, totalExperts } from "../models/cost.js";
 import { defaultBackend } from "../tensor/default-backend.js";
-import { BatchStream } from "../text/batches.js";
 import type { Checkpoint } from "../train/checkpoint.js";
 import { mergeSources, resolveConfig, trainConfigSchema, type Sources, type TrainConfig } from "../train/config.js";
 import { planRun } from "../train/plan.js";
 import { Progress } from "../train/progress.js";
 import { changedCourse, checkSameModel, openCheckpoint, runFolder, tokenizerOf } from "../train/restore.js";
 import { caveats, effectiveMoe } from "../train/moe-config.js";
-import { corporaOf, makeDatasets, modelConfig } from "../train/setup.js";
+import { batchStream, corporaOf, makeDatasets, modelConfig } from "../train/setup.js";
 import { checkpointsInTheWay } from "../train/run.js";
 import { trainOn, type TrainResult } from "../train/trainer.js";
 import { isTranslation } from "../train/translation/config.js";
@@ -176,12 +175,7 @@ function dryRun(config: TrainConfig, checkpoint: Checkpoint | undefined, json: b
   const plan = planRun(config, tokenizer.vocabSize);
   const model = modelConfig(config, tokenizer.vocabSize);
   // Complains where the text is too short for the batches.
-  void new BatchStream(train, {
-    batchSize: config.batch_size,
-    timeSteps: config.time_steps,
-    mode: config.text_mode,
-    seed: config.seed,
-  });
+  void batchStream(config, train);
   const values = {
     model: config.model,
     vocab_size: tokenizer.vocabSize,

@@ -164,8 +164,8 @@ export function loadCheckpoint(path: string): Checkpoint {
 
 /** Whether a checkpoint is in a run's folder, by whatever name either is reached. */
 export function isIn({ path }: Checkpoint, runDir: string): boolean {
-  const real = (folder: string): string => (existsSync(folder) ? realpathSync(folder) : resolve(folder));
-  return real(dirname(path)) === real(runDir);
+  const real = (one: string): string => (existsSync(one) ? realpathSync(one) : resolve(one));
+  return dirname(real(path)) === real(runDir);
 }
 
 /**

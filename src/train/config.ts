@@ -128,8 +128,6 @@ export interface Sources {
   flags?: Record<string, unknown>;
   /** What counts below all of these, in place of the defaults: the configuration of the run that is resumed. */
   base?: { values: Record<string, unknown>; where: string } | undefined;
-  /** What counts above all of these: what one trial of a sweep has for itself. */
-  trial?: { values: Readonly<Record<string, unknown>>; where: string } | undefined;
 }
 
 /** Values that were set, and by key the place that each came from, as messages name it. */
@@ -139,10 +137,10 @@ export interface Settings {
 }
 
 /**
- * `trial` over flags over environment (SPARSEGATE_TRAIN_<KEY>) over file over `base`, not checked yet.
+ * Flags over environment (SPARSEGATE_TRAIN_<KEY>) over file over `base`, not checked yet.
  * @throws ConfigError for a SPARSEGATE_TRAIN_ variable of no option; FileError for a file that is no JSON object
  */
-export function mergeSources({ file, env = {}, flags = {}, base, trial }: Sources): Settings {
+export function mergeSources({ file, env = {}, flags = {}, base }: Sources): Settings {
   // Without a prototype, so that a key __proto__ is a key, and an unknown one.
   const settings: Settings = { values: Object.create(null) as Record<string, unknown>, origins: new Map() };
   const set = (key: string, value: unknown, origin: string): void => {
@@ -169,7 +167,6 @@ export function mergeSources({ file, env = {}, flags = {}, base, trial }: Source
     set(key, value, name);
   }
   for (const [key, value] of Object.entries(flags)) set(key, value, flagOf(key));
-  for (const [key, value] of Object.entries(trial?.values ?? {})) set(key, value, trial!.where);
   return settings;
 }
 
@@ -178,8 +175,12 @@ export function mergeSources({ file, env = {}, flags = {}, base, trial }: Source
  * @throws ConfigError with a line for every value that cannot be used, naming where it came from; FileError as from `mergeSources`
  */
 export function resolveConfig(sources: Sources): TrainConfig {
-  const { values, origins } = mergeSources(sources);
-  return check(values, (key) => origins.get(key) ?? flagOf(key));
+  return checkSettings(mergeSources(sources));
+}
+
+/** As `resolveConfig`, of settings that are merged already. @param changes count above all of them; @param where these come from */
+export function checkSettings({ values, origins }: Settings, changes: Readonly<Record<string, unknown>> = {}, where = ""): TrainConfig {
+  return check({ ...values, ...changes }, (key) => (key in changes ? where : (origins.get(key) ?? flagOf(key))));
 }
 
 /** Settings KEY=VALUE in the type that their field has; keys in kebab-case are known too. @throws ConfigError for one that is no setting */

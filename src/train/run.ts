@@ -260,7 +260,7 @@ class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> 
   #findBest(checkpoint: Checkpoint): void {
     const step = this.#stopping.best?.step;
     if (step === undefined) return;
-    const folder = join(runFolder(checkpoint), BEST_FOLDER);
+    const folder = join(this.#resumedElsewhere ?? this.config.output_dir, BEST_FOLDER);
     const path = join(folder, `checkpoint-${step}`);
     if (!checkpointSteps(folder).includes(step)) {
       this.#stopping.forgetBest();

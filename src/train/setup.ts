@@ -6,6 +6,7 @@ import { presetLstm } from "../models/presets.js";
 import { Adam, Sgd, type Optimizer } from "../optim/optimizers.js";
 import { constant, inverseSquareRoot, linearDecay, stepDecay, type Schedule } from "../optim/schedules.js";
 import type { Tensor } from "../tensor/tensor.js";
+import { BatchStream } from "../text/batches.js";
 import { trainBpe } from "../text/bpe.js";
 import { readLines } from "../text/corpus.js";
 import { tokenizeCorpus, type TokenDataset } from "../text/dataset.js";
@@ -34,6 +35,11 @@ export function corporaOf(config: TrainConfig): Corpora {
     ...(config.valid === undefined ? {} : { valid: readLines(config.valid) }),
     ...(config.test === undefined ? {} : { test: readLines(config.test) }),
   };
+}
+
+/** A run's batches of a text, from the first. @throws ConfigError where the text is too short for one */
+export function batchStream({ batch_size: batchSize, time_steps: timeSteps, text_mode: mode, seed }: TrainConfig, text: TokenDataset): BatchStream {
+  return new BatchStream(text, { batchSize, timeSteps, mode, seed });
 }
 
 /** @param tokenizer of the checkpoint that is resumed; otherwise read from the vocabulary file, counted or trained on the training text */

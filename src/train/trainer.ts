@@ -6,7 +6,7 @@ import { UnusedExperts } from "../moe/statistics.js";
 import type { Optimizer } from "../optim/optimizers.js";
 import { keep } from "../tensor/scope.js";
 import { empty, type Tensor } from "../tensor/tensor.js";
-import { BatchStream, evaluationBatches } from "../text/batches.js";
+import { evaluationBatches, type BatchStream } from "../text/batches.js";
 import type { Tokenizer } from "../text/tokenizer.js";
 import type { Checkpoint } from "./checkpoint.js";
 import type { TrainConfig } from "./config.js";
@@ -16,7 +16,7 @@ import { lanesOf, several } from "./ranks.js";
 import { checkSameModel, fillTensors, openCheckpoint, tokenizerOf } from "./restore.js";
 import { runTask, type EvaluatedText, type RunOptions, type RunResult, type StepOptions, type Task } from "./run.js";
 import { crc32 } from "./safetensors.js";
-import { makeDatasets, makeOptimizer, modelConfig, type Corpora, type Datasets } from "./setup.js";
+import { batchStream, makeDatasets, makeOptimizer, modelConfig, type Corpora, type Datasets } from "./setup.js";
 import { trainStep, type StepResult, type TrainingState } from "./step.js";
 
 export interface TrainOptions extends RunOptions<StepResult, Evaluation> {
@@ -72,12 +72,7 @@ class LanguageModelTask implements Task<StepResult, Evaluation, LanguageModel> {
     this.#training = { model: this.model, optimizer: this.optimizer, states: undefined, comm };
     this.#unused = new UnusedExperts(this.model.moe?.numExperts ?? 0);
     this.keepsBest = config.patience !== undefined;
-    this.stream = new BatchStream(datasets.train, {
-      batchSize: config.batch_size,
-      timeSteps: config.time_steps,
-      mode: config.text_mode,
-      seed: config.seed,
-    });
+    this.stream = batchStream(config, datasets.train);
     const { buffer, byteOffset, byteLength } = datasets.train.tokens;
     this.corpus = crc32(new Uint8Array(buffer, byteOffset, byteLength));
   }

@@ -1,5 +1,6 @@
 /** `sparsegate sweep`: every combination with every seed, each as `train` itself would train it, compared on the validation text; killed and gone on with. */
 
+import { spawnSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -7,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { sweepResults, sweepTable } from "#sparsegate/train/sweep.js";
 import type { DoneRow } from "#sparsegate/train/reproduce/run.js";
 import type { TrainResult } from "#sparsegate/train/trainer.js";
-import { flags, run, start, until, writeTexts } from "./helpers.js";
+import { flags, main, run, start, until, writeTexts } from "./helpers.js";
 
 const root = mkdtempSync(join(tmpdir(), "sparsegate-sweep-"));
 beforeAll(() => void writeTexts(root, { train: 200 }));
@@ -122,6 +123,9 @@ describe("sparsegate sweep", () => {
     const env = { SPARSEGATE_TRAIN_WARMUP_STEPS: "3", SPARSEGATE_TRAIN_HIDDEN_SIZE: "8", SPARSEGATE_TRAIN_MODEL: "MoE-4", SPARSEGATE_TRAIN_AUX_LOSS_WEIGHT: "0.05" };
     const gates = await configs(sweep("gates", "gate=switch,gshard"), env);
     expect(gates.map(({ gate, aux_loss_weight, warmup_steps }) => [gate, aux_loss_weight, warmup_steps])).toEqual([["switch", 0.05, 3], ["gshard", 0.05, 3]]); // prettier-ignore
+    // A pipe can be read once.
+    const piped = `"${process.execPath}" "${main}" ${sweep("piped", "dropout=0,0.1").join(" ").replace("sweep.json", "/dev/stdin")}`;
+    expect(spawnSync("sh", ["-c", `cat sweep.json | ${piped}`], { cwd: root, encoding: "utf8" })).toMatchObject({ status: 0 });
     // What the user did give is what is refused.
     const { code, stderr } = await run([...sweep("both", "scale=0.25"), "--hidden-size", "8"], { cwd: root });
     expect([code, stderr]).toEqual([1, "sweep: expected scale (--scale) to be left out beside a hidden_size of 8, got 0.25. It is short for one.\n"]);

@@ -218,6 +218,14 @@ describe("the rows of a table", () => {
     expect(perplexities(after.done)).toEqual(perplexities(before));
   });
 
+  test("are all there still where --overwrite asks for what cannot be", async () => {
+    await rowsOf(two, "all");
+    const rows = ["slow", "fast"].map((key) => join(root, "all", key));
+    const before = rows.map(steps);
+    await expect(rowsOf(two, "all", { overwrite: true, changes: { text_mode: "continuous", batch_size: 4096 } })).rejects.toThrow("tokens");
+    expect([rows.map(steps), rows.every((row) => existsSync(join(row, "result.json")))]).toEqual([before, true]);
+  });
+
   test("are all there still where another training holds one that --overwrite would discard", async () => {
     await rowsOf(two, "held");
     const [slow, fast] = ["slow", "fast"].map((key) => join(root, "held", key)) as [string, string];

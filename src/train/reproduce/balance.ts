@@ -5,10 +5,9 @@ import { balanceStatistics, type BalanceStatistics } from "../../moe/statistics.
 import type { LstmState } from "../../tensor/ops/lstm.js";
 import { scope } from "../../tensor/scope.js";
 import { noGrad } from "../../tensor/tape.js";
-import { BatchStream } from "../../text/batches.js";
 import type { TrainConfig } from "../config.js";
 import { batchTensors, carryStates } from "../evaluate.js";
-import type { Datasets } from "../setup.js";
+import { batchStream, type Datasets } from "../setup.js";
 
 /**
  * Figures of Importance(X) and Load(X), X being the rows of `batches` batches of the training text, in an order that training did not see. Load is the smooth
@@ -23,12 +22,7 @@ export function trainingBalance(
   const E = model.moe?.numExperts ?? 0;
   const [importance, load] = [new Float64Array(E), new Float64Array(E)];
   const seed = config.seed + 1;
-  const stream = new BatchStream(train, {
-    batchSize: config.batch_size,
-    timeSteps: config.time_steps,
-    mode: config.text_mode,
-    seed,
-  });
+  const stream = batchStream({ ...config, seed }, train);
   let states: LstmState[] | undefined;
   for (let step = 0; step < batches; step++) {
     noGrad(() =>

@@ -18,7 +18,7 @@ import type { Progress } from "../progress.js";
 import { openCheckpoint } from "../restore.js";
 import { BEST_FOLDER } from "../run.js";
 import { crc32 } from "../safetensors.js";
-import type { Datasets } from "../setup.js";
+import { batchStream, type Datasets } from "../setup.js";
 import { trainOn } from "../trainer.js";
 import type { Figures, PaperTable, TableRow } from "./table.js";
 
@@ -88,6 +88,7 @@ export async function reproduce(table: PaperTable, datasets: Datasets, options: 
   // All rows are looked at before the first is trained: what cannot be, or cannot be mixed, is said at once.
   for (const { folder, stops } of chosen) {
     checkMemory(stops.at(-1)!, datasets.tokenizer.vocabSize);
+    void batchStream(stops.at(-1)!, datasets.train);
     if (overwrite) checkUnlocked(folder);
     else for (const config of stops) if (!savedRow(table, folder, config, corpus)) isStarted(table, folder, config, config !== stops.at(-1));
   }
@@ -208,9 +209,9 @@ function savedRow(table: PaperTable, folder: string, config: TrainConfig, corpus
   }
   checkSettings(folder, config, saved.config);
   if (saved.corpus !== corpus) throw mixed(`rows of this text (--data) in ${folder}`, "of another");
-  // Earlier versions took the last evaluation where there is a patience. Measured again from its checkpoint, without training; one that was carried on has it no more.
+  // Earlier versions took the last evaluation where there is a patience. Measured again from its checkpoint, without training, where that is still there.
   const again = config.patience !== undefined && saved.steps === undefined && !table.stops;
-  return again ? undefined : saved;
+  return again && checkpointSteps(folder).length > 0 ? undefined : saved;
 }
 
 /** A row that nobody asked for is shown only where it fits. */
