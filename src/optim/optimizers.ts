@@ -109,6 +109,8 @@ export interface AdamOptions extends OptimizerOptions {
 /** Adam (Kingma & Ba 2015), lazy for gradients by rows, factored on request. */
 export class Adam extends Base {
   readonly options: Required<Omit<AdamOptions, keyof OptimizerOptions>>;
+  /** Updates of parameters whose last gradient was dense, which a step need not read; their tensors say the same. Forgotten when these may be filled from elsewhere. */
+  readonly #counts = new Map<string, number>();
 
   constructor(parameters: ReadonlyMap<string, Tensor>, { beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weightDecay = 0, factored = () => false, ...common }: AdamOptions = {}) {
     super(parameters, common);
@@ -145,7 +147,9 @@ export class Adam extends Base {
   protected update(name: string, p: Tensor, { value, rows }: Gradient, learningRate: number, gradScale: number): void {
     const { beta1, beta2, epsilon, weightDecay, factored } = this.options;
     const settings: AdamSettings = { learningRate, beta1, beta2, epsilon, weightDecay, gradScale };
+    const made = this.slots.has(`${name}.steps`);
     const steps = this.slot(name, "steps").buffer;
+    if (!made) this.#counts.set(name, 0);
     if (factored(name)) {
       const [count, height, width] = this.#matrices(p);
       // Rows of a single matrix share its column means, so there they cannot be updated one by one.
@@ -159,18 +163,29 @@ export class Adam extends Base {
     }
     const m = beta1 === 0 ? null : this.slot(name, "m").buffer;
     const v = this.slot(name, "v").buffer;
-    if (rows) p.backend.adamRows(p.buffer, value.buffer, rows.buffer, rows.size, p.size / Math.max(p.shape[0]!, 1), m, v, steps, settings);
-    else p.backend.adam(p.buffer, value.buffer, m, v, p.size, this.#countOf(this.slot(name, "steps"), this.slot(name, "v")), settings);
+    if (rows) {
+      p.backend.adamRows(p.buffer, value.buffer, rows.buffer, rows.size, p.size / Math.max(p.shape[0]!, 1), m, v, steps, settings);
+      this.#counts.delete(name);
+    } else {
+      const count = (this.#counts.get(name) ?? this.#savedCount(name)) + 1;
+      p.backend.fill(steps, count, steps.length);
+      this.#counts.set(name, count);
+      p.backend.adam(p.buffer, value.buffer, m, v, p.size, count, settings);
+    }
   }
 
-  /** Counts an update of all rows: one more than the row with the most has had. */
-  #countOf(steps: Tensor, v: Tensor): number {
+  override prepare(): Map<string, Tensor> {
+    this.#counts.clear();
+    return super.prepare();
+  }
+
+  /** Updates of the row that has had the most, as its tensor says. */
+  #savedCount(name: string): number {
     let count = 0;
-    for (const n of steps.dataSync()) count = Math.max(count, n);
-    // Checkpoints from before these updates were counted have moments and no count.
-    if (count === 0 && this.steps > 1 && v.dataSync().some((x) => x !== 0)) count = this.steps - 1;
-    steps.backend.fill(steps.buffer, count + 1, steps.size);
-    return count + 1;
+    for (const n of this.slot(name, "steps").dataSync()) count = Math.max(count, n);
+    // Checkpoints from before dense updates were counted have moments and no count.
+    if (count === 0 && this.steps > 1 && this.slot(name, "v").dataSync().some((x) => x !== 0)) count = this.steps - 1;
+    return count;
   }
 }
 

@@ -86,7 +86,7 @@ for (const { name, make } of BACKENDS) {
         setGradient(p, [t]);
         adam.step(0.01);
         plain.step(t, 0.01);
-        if (t === 5) adam.state().get("p.steps")!.backend.fill(adam.state().get("p.steps")!.buffer, 0, 1);
+        if (t === 5) p.backend.fill(adam.prepare().get("p.steps")!.buffer, 0, 1);
       }
       close(list(p), [plain.p]);
     });

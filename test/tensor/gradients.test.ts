@@ -380,6 +380,7 @@ const NO_GRADIENT: Record<string, string> = {
   keep: "memory",
   backward: "the tape itself",
   noGrad: "the tape itself",
+  oncePerPass: "no gradient by its contract",
   defaultBackend: "a setting",
   setDefaultBackend: "a setting",
   routeByExpert: "integers to integers",
