@@ -248,7 +248,7 @@ class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> 
     this.#interval = { ...(interval as { loss: number; tokens: number }) };
     this.#due = (due as EvaluatedText[]).filter((text) => this.texts[text]);
     this.#stopping.restore(checkpoint.state["stopping"]);
-    if (task.keepsBest && !this.options.ephemeral) this.#findBest(checkpoint);
+    if (task.keepsBest && !this.options.ephemeral) this.#findBest();
     task.restore?.(checkpoint);
   }
 
@@ -257,7 +257,7 @@ class Run<R extends StepFigures, E extends EvaluationFigures, M extends Module> 
    * be too late. All ranks look into the same folder, of which no rank deletes them.
    * @throws FileError where they are damaged
    */
-  #findBest(checkpoint: Checkpoint): void {
+  #findBest(): void {
     const step = this.#stopping.best?.step;
     if (step === undefined) return;
     const folder = join(this.#resumedElsewhere ?? this.config.output_dir, BEST_FOLDER);
