@@ -174,6 +174,7 @@ export class Adam extends Base {
     }
   }
 
+  /** As `Optimizer.prepare`. What fills these tensors afterwards is taken for their state. */
   override prepare(): Map<string, Tensor> {
     this.#counts.clear();
     return super.prepare();
