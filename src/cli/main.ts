@@ -43,9 +43,13 @@ const EXIT_CODES = `
 Exit codes: 0 done; 1 something to be mended, said in one line; 70 a bug of sparsegate; 130 or 143 training was interrupted by
 Ctrl-C or SIGTERM and has written a checkpoint. Progress and messages go to stderr, results to stdout.`;
 
-/** Names of the options that were given, and are not at their defaults. */
-function givenTo(command: Command): string[] {
-  return Object.keys(command.opts()).filter((name) => command.getOptionValueSource(name) !== "default");
+/** Heads the options of a command that a language model has no use for. */
+const FOR_TRANSLATION = "Options for translation models alone:";
+
+/** Those of these that were given, and are not at their defaults. */
+function givenForTranslation(command: Command): string[] {
+  const given = (name: string): boolean => !["default", undefined].includes(command.getOptionValueSource(name));
+  return command.options.filter((option) => option.helpGroupHeading === FOR_TRANSLATION && given(option.attributeName())).map(({ long, flags }) => long ?? flags);
 }
 
 /** The option of commands that use a model. */
@@ -125,10 +129,10 @@ function program(): Command {
     .command("eval <run>")
     .description("perplexity of a trained model, by the exact softmax; of a translation model BLEU and chrF too")
     .option("--data <file>", "text, plain or .gz; default: the run's test or valid text, of a translation model that of each pair of languages");
-  choosing(evaluation).option("--json", "print the result as JSON").optionsGroup("Options for translation models alone:").option("--target <file>", "translations of --data");
+  choosing(evaluation).option("--json", "print the result as JSON").optionsGroup(FOR_TRANSLATION).option("--target <file>", "translations of --data");
   searching(evaluation)
     .option("--samples <n>", "show n translations from the worst to the best, by the chrF of each sentence", atLeastOne)
-    .action(async (run: string, options: Record<string, unknown>, command: Command) => (await import("./use.js")).evalCommand(run, options, givenTo(command)));
+    .action(async (run: string, options: Record<string, unknown>, command: Command) => (await import("./use.js")).evalCommand(run, options, givenForTranslation(command)));
   searching(choosing(root.command("translate <run> [text...]").description("translate a text, or stdin line by line")))
     .option("--n-best <n>", "so many translations of each line, with line number and score", wholeNumber, 1)
     .option("--attention", "with --json: what was read of each source token")

@@ -3,7 +3,7 @@
 import { join } from "node:path";
 import { ConfigError, expectation } from "../core/errors.js";
 import { writeFileAtomic } from "../train/atomic.js";
-import { checkSettings, flagOf, mergeSources, trainConfigSchema, type TrainConfig } from "../train/config.js";
+import { flagOf, mergeSources, resolveSettings, trainConfigSchema, type TrainConfig } from "../train/config.js";
 import { Progress } from "../train/progress.js";
 import { reproduce, type DoneRow } from "../train/reproduce/run.js";
 import { checkLanguageModel, corporaOf, makeDatasets } from "../train/setup.js";
@@ -21,7 +21,7 @@ export async function sweepCommand(options: Record<string, unknown>): Promise<vo
   // Once: the file may be a pipe.
   const settings = mergeSources({ file: options["config"] as string | undefined, env: process.env, flags: { ...given, output_dir } });
   const { values } = settings;
-  const resolve = (trial: Readonly<Record<string, unknown>>): TrainConfig => checkSettings(settings, trial, "sweep");
+  const resolve = (trial: Readonly<Record<string, unknown>>): TrainConfig => resolveSettings(settings, trial, "sweep");
   if (values["valid"] === undefined)
     throw new ConfigError(
       expectation("sweep", "--valid, a text to compare trials on", "none", "Comparing them on --test would tune them to it."),

@@ -15,20 +15,16 @@ import { print } from "./output.js";
 
 type Options = Record<string, unknown>;
 
-/** Options of `eval` that a language model has no use for, as commander names them. */
-const OF_TRANSLATION = ["target", "language", "beamSize", "lengthPenalty", "coveragePenalty", "batchSize", "average", "samples"];
-
 /** Figures of balance as the command line names them. */
 function balanceFigures({ cvImportance, cvLoad, maxOverMeanLoad, unused }: BalanceStatistics): Record<string, number> {
   return { cv_importance: cvImportance, cv_load: cvLoad, max_over_mean_load: maxOverMeanLoad, unused_experts: unused };
 }
 
-/** @param given names of the options that the user gave, and not their defaults */
-export async function evalCommand(run: string, options: Options, given: readonly string[]): Promise<void> {
+/** @param forTranslation flags that the user gave and that translation models alone have */
+export async function evalCommand(run: string, options: Options, forTranslation: readonly string[]): Promise<void> {
   const checkpoint = openWhich("eval", run, checkWhich(options["checkpoint"]));
   if (checkpoint.config["task"] === "translation") return (await import("./eval-translation.js")).evalTranslationCommand(run, options);
-  const useless = OF_TRANSLATION.find((name) => given.includes(name));
-  if (useless !== undefined) throw new ConfigError(expectation(`eval --${useless.replaceAll(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`, "a translation model", run));
+  if (forTranslation.length > 0) throw new ConfigError(expectation(`eval ${forTranslation[0]}`, "a translation model", run));
   const path = (options["data"] as string | undefined) ?? checkpoint.config["test"] ?? checkpoint.config["valid"];
   if (typeof path !== "string") throw new ConfigError(expectation("eval", "--data, a text file", "none", `${run} was trained without --test and --valid.`));
   const lines = readLines(path);

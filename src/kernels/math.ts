@@ -109,7 +109,6 @@ export function gelu4(x: v128): v128 {
   return f32x4.mul(f32x4.pmax(x, c(-100)), sigmoid4(geluArgument(x)));
 }
 
-
 // @ts-ignore: decorator
 @inline
 export function geluSlope4(x0: v128): v128 {

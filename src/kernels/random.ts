@@ -4,6 +4,7 @@
  */
 
 import { log4, turn4 } from "./math";
+import { groupAt } from "./vectors";
 
 /** Low halves of the products of the even and the odd lanes, in order. */
 // @ts-ignore: decorator
@@ -155,13 +156,7 @@ export function randomUniformRows(begin: i32, end: i32, out: usize, rowIds: usiz
 }
 
 export function dropoutRows(begin: i32, end: i32, x: usize, y: usize, rowIds: usize, offsets: usize, groups: i32, first: i32, total: i32, rows: i32, width: i32, rate: f32, seedLo: u32, seedHi: u32, stream: u32, step: u32, start: f64): void {
-  // The last group that begins at or before the first row; empty ones before it are passed over.
-  let group = 0;
-  for (let high = groups; offsets && high - group > 1; ) {
-    const middle = (group + high) >>> 1;
-    if (int(offsets, middle) <= begin) group = middle;
-    else high = middle;
-  }
+  let group = offsets ? groupAt(offsets, groups, begin) : 0;
   for (let r = begin; r < end; r++) {
     const at = <usize>r * <usize>width << 2;
     const id = int(rowIds, r);

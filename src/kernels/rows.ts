@@ -1,7 +1,7 @@
 /** Rows by index: gather, combine, route, segment sums, and additions at given places. */
 
 import { cutOf, orderOf } from "./select";
-import { addRow, copyRow, dotOf, fillRow, madd, sumRows } from "./vectors";
+import { addRow, copyRow, dotOf, fillRow, groupAt, madd, sumRows } from "./vectors";
 
 // @ts-ignore: decorator
 @inline
@@ -155,14 +155,7 @@ export function gatherIndices(begin: i32, end: i32, src: usize, index: usize, ou
 }
 
 export function groupedBias(begin: i32, end: i32, offsets: usize, groups: i32, x: usize, bias: usize, y: usize, width: i32): void {
-  // The last group that starts at or before `begin`; empty groups before it are passed over.
-  let group = 0;
-  let high = groups;
-  while (high - group > 1) {
-    const middle = (group + high) >>> 1;
-    if (int(offsets, middle) <= begin) group = middle;
-    else high = middle;
-  }
+  let group = groupAt(offsets, groups, begin);
   const stop = min(end, int(offsets, groups));
   for (let r = begin; r < stop; r++) {
     while (r >= int(offsets, group + 1)) group++;

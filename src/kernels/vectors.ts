@@ -1,4 +1,4 @@
-/** Building blocks of every kernel: parts of vectors at the ends of rows, sums in a fixed order, whole rows copied and added. */
+/** Building blocks of every kernel: parts of vectors at the ends of rows, sums in a fixed order, whole rows copied and added, rows in groups. */
 
 /** a·b + c; fused where the build has relaxed SIMD. A kernel that uses it must use it for its last, partial vector too. */
 // @ts-ignore: decorator
@@ -168,4 +168,16 @@ export function sumRows(src: usize, stride: i32, rows: i32, out: usize, n: i32):
 @inline
 export function splat(x: f32): v128 {
   return f32x4.splat(x);
+}
+
+/** The group that row r is in or after: the last of `groups` that begins at or before it, empty ones before that passed over. */
+export function groupAt(offsets: usize, groups: i32, r: i32): i32 {
+  let group = 0;
+  let high = groups;
+  while (high - group > 1) {
+    const middle = (group + high) >>> 1;
+    if (load<i32>(offsets + ((<usize>middle) << 2)) <= r) group = middle;
+    else high = middle;
+  }
+  return group;
 }

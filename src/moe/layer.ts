@@ -160,7 +160,7 @@ export class MoE extends Module {
     if (x.rank < 1 || x.shape.at(-1) !== this.hiddenSize) {
       throw new TensorError(`MoE.forward: expected x of width ${this.hiddenSize} (hiddenSize), got ${x.shape.at(-1) ?? "a scalar"}. Did the embedding size change?`);
     }
-    for (const name of ["seed", "step", "firstRow"] as const) checkInteger("MoE.forward", `context.${name}`, context[name], {});
+    for (const name of ["seed", "step", "firstRow"] as const) checkInteger("MoE.forward", `context.${name}`, context[name]);
     const x_ND = x.rank === 2 ? x : reshape(x, [-1, this.hiddenSize]);
     const ranks = this.#comm && new RankRows(this.#comm, x_ND.shape[0]!, x_ND, context.rowIds);
     const gated = this.gate.forward(x_ND, ranks ? { ...context, ranks } : context);

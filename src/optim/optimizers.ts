@@ -147,9 +147,7 @@ export class Adam extends Base {
   protected update(name: string, p: Tensor, { value, rows }: Gradient, learningRate: number, gradScale: number): void {
     const { beta1, beta2, epsilon, weightDecay, factored } = this.options;
     const settings: AdamSettings = { learningRate, beta1, beta2, epsilon, weightDecay, gradScale };
-    const made = this.slots.has(`${name}.steps`);
     const steps = this.slot(name, "steps").buffer;
-    if (!made) this.#counts.set(name, 0);
     if (factored(name)) {
       const [count, height, width] = this.#matrices(p);
       // Rows of a single matrix share its column means, so there they cannot be updated one by one.

@@ -175,11 +175,11 @@ export function mergeSources({ file, env = {}, flags = {}, base }: Sources): Set
  * @throws ConfigError with a line for every value that cannot be used, naming where it came from; FileError as from `mergeSources`
  */
 export function resolveConfig(sources: Sources): TrainConfig {
-  return checkSettings(mergeSources(sources));
+  return resolveSettings(mergeSources(sources));
 }
 
 /** As `resolveConfig`, of settings that are merged already. @param changes count above all of them; @param where these come from */
-export function checkSettings({ values, origins }: Settings, changes: Readonly<Record<string, unknown>> = {}, where = ""): TrainConfig {
+export function resolveSettings({ values, origins }: Settings, changes: Readonly<Record<string, unknown>> = {}, where = ""): TrainConfig {
   return check({ ...values, ...changes }, (key) => (key in changes ? where : (origins.get(key) ?? flagOf(key))));
 }
 

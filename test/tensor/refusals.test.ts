@@ -289,6 +289,11 @@ describe("shapes that do not fit are refused in words", () => {
       "lstm: expected int32 resets (2, 3), got int32 [2].",
     ],
     [
+      "dropoutRows, offsets of other groups",
+      () => sg.dropoutRows(f(2, 3), 0.5, NOISE.key, i(2), 0, { offsets: i(2), count: 2, first: 0, total: 4 }),
+      "dropoutRows: expected int32 offsets (3) of 2 groups, got int32 [2].",
+    ],
+    [
       "dropoutRows, rate",
       () => sg.dropoutRows(f(2, 3), -0.1, NOISE.key, i(2)),
       "dropoutRows: expected a rate from 0 to below 1, got -0.1.",

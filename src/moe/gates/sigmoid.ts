@@ -8,7 +8,7 @@ import { gatherLast, sum, topK } from "../../tensor/ops/reduce.js";
 import { bincount } from "../../tensor/ops/rows.js";
 import { reshape } from "../../tensor/ops/shape.js";
 import { scope } from "../../tensor/scope.js";
-import { noGrad, oncePerPass } from "../../tensor/tape.js";
+import { oncePerPass } from "../../tensor/tape.js";
 import { full, type Tensor } from "../../tensor/tensor.js";
 import { RouterGate, type Choice, type GateContext, type GateOptions, type GroupedRows } from "./gate.js";
 import { numberThrough } from "./groups.js";
@@ -53,23 +53,21 @@ export class SigmoidGate extends RouterGate {
     return { experts, gates };
   }
 
-  /** The experts with the k largest biased scores; in training the biases then move. */
+  /** The experts with the k largest biased scores; in training the biases then move. Not recorded. */
   #best(scores: Tensor, context: GateContext, groups: GroupedRows | undefined): Tensor {
-    const experts = noGrad(() => topK(groups ? groupedBias(scores, this.bias, groups.offsets) : add(scores, this.bias), this.topK).indices);
+    const experts = topK(groups ? groupedBias(scores, this.bias, groups.offsets) : add(scores, this.bias), this.topK).indices;
     if (context.training && this.biasUpdateRate > 0) this.#moveBias(numberThrough(experts, this.numExperts, groups));
     return experts;
   }
 
   #moveBias(experts: Tensor): void {
-    noGrad(() =>
-      scope(() => {
-        const load = bincount(full(experts.shape, 1, "float32", experts.backend), experts, this.bias.size);
-        const loads = reshape(load, [this.numGroups ?? 1, this.numExperts]);
-        // E times the mean less E times the load: whole numbers, so that an expert at the mean is exactly there.
-        const lack = sub(reshape(sum(loads, 1), [-1, 1]), affine(loads, this.numExperts));
-        const direction = div(lack, maximum(abs(lack), 1));
-        this.bias.backend.axpy(this.biasUpdateRate, direction.buffer, this.bias.buffer, this.bias.size);
-      }),
-    );
+    scope(() => {
+      const load = bincount(full(experts.shape, 1, "float32", experts.backend), experts, this.bias.size);
+      const loads = reshape(load, [this.numGroups ?? 1, this.numExperts]);
+      // E times the mean less E times the load: whole numbers, so that an expert at the mean is exactly there.
+      const lack = sub(reshape(sum(loads, 1), [-1, 1]), affine(loads, this.numExperts));
+      const direction = div(lack, maximum(abs(lack), 1));
+      this.bias.backend.axpy(this.biasUpdateRate, direction.buffer, this.bias.buffer, this.bias.size);
+    });
   }
 }
