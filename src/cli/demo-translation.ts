@@ -4,99 +4,73 @@
  */
 
 import { join } from "node:path";
-import { ConfigError, expectation } from "../core/errors.js";
-import { translationCost } from "../models/cost.js";
-import { countPlaceholders, messagePairs, type PlaceholderCount } from "../text/message-pairs.js";
+import { runRanks } from "../comm/index.js";
+import { messagePairs } from "../text/message-pairs.js";
+import type { ParallelCorpus } from "../text/parallel.js";
 import { writeFileAtomic } from "../train/atomic.js";
-import { checkConfig } from "../train/config.js";
-import { isTranslation, type TranslationConfig } from "../train/translation/config.js";
-import { makeTranslationDatasets, type TranslationDatasets } from "../train/translation/data.js";
-import type { TextEvaluation } from "../train/translation/evaluate.js";
-import { translationPreset } from "../train/translation/presets.js";
-import { trainTranslation } from "../train/translation/trainer.js";
-import { beginDemo } from "./begin-demo.js";
+import { beginDemo, type DemoStart } from "./begin-demo.js";
+import { DEMO_MODELS, demoDatasets, trainDemoModel, type DemoCourse, type DemoResult, type DemoThreadData } from "./demo-translation-model.js";
 import { compact, table } from "./format.js";
+import { shareStop } from "./stop.js";
 
-const MODELS = ["dense", "moe"] as const;
-type Model = (typeof MODELS)[number];
 const FULL_STEPS = 4800;
 const QUICK_STEPS = 10;
-const BEAM_SIZE = 4;
 /** Nothing is chosen by a validation text. BLEU of a tenth of the messages, some two hundred, still moves by a point from one run to the next. */
 const HELD_OUT = { validShare: 0, testShare: 0.1 };
 
-interface Result {
-  model: Model;
-  /** As the table has it. */
-  name: string;
-  parameters: number;
-  opsPerTimestep: number;
-  tokensPerSecond: number;
-  seconds: number;
-  perplexity: number;
-  bleu: number;
-  texts: TextEvaluation[];
-  placeholders: PlaceholderCount;
-}
-
-function configOf(model: Model, outputDir: string, steps: number, seed: number): TranslationConfig {
-  const values = translationPreset(`messages-${model}`);
-  const name = "(TypeScript's messages)";
-  // Nothing is evaluated on the way, so that a beam, as the paper's figures have it, costs seconds; short trials leave the rise of the learning rate all the same.
-  const course = { max_steps: steps, eval_steps: steps, eval_beam_size: BEAM_SIZE, save_steps: steps, save_total_limit: 1, warmup_steps: Math.min(Number(values["warmup_steps"]), Math.ceil(steps / 4)) };
-  const config = checkConfig({ ...values, ...course, train: name, train_target: name, seed, output_dir: join(outputDir, model) }, "the demo");
-  if (!isTranslation(config)) throw new ConfigError(expectation("demo", "a preset of translation", config.task));
-  return config;
-}
-
-/** The share of placeholders that survive, over all texts. */
-function placeholdersOf(texts: readonly TextEvaluation[], { test }: TranslationDatasets): PlaceholderCount {
-  const sources = test!.flatMap(({ corpus }) => corpus.sources);
-  return countPlaceholders(sources, texts.flatMap(({ translations }) => translations));
-}
-
 export async function demoTranslation(options: Record<string, unknown>): Promise<void> {
-  const { backend, progress, steps, seed, outputDir, stop, split } = beginDemo(options, FULL_STEPS, QUICK_STEPS, HELD_OUT);
-  const corpora = { train: messagePairs(split.train), test: messagePairs(split.test) };
-  const datasets = makeTranslationDatasets(configOf("moe", outputDir, steps, seed), corpora);
-  progress.note(`Text: ${datasets.train.pairs} pairs of messages in ${corpora.train.length} directions; of ${corpora.test[0]!.sources.length} messages for testing no translation is trained on.`);
+  const begun = beginDemo(options, FULL_STEPS, QUICK_STEPS, HELD_OUT);
+  const { backend, progress, steps, seed, outputDir, stop, split } = begun;
+  const texts = { train: messagePairs(split.train), test: messagePairs(split.test) };
+  const pairs = texts.train.reduce((sum, { sources }) => sum + sources.length, 0);
+  progress.note(`Text: ${pairs} pairs of messages in ${texts.train.length} directions; of ${texts.test[0]!.sources.length} messages for testing no translation is trained on.`);
 
-  const results: Result[] = [];
-  for (const model of MODELS) {
-    const config = configOf(model, outputDir, steps, seed);
-    const result = await trainTranslation(config, datasets, { progress, signal: stop.signal, overwrite: true });
-    if (!result.finished || !result.test) {
-      progress.finish("Interrupted.");
-      process.exitCode = stop.exitCode();
-      break;
-    }
-    const { perplexity, bleu, texts } = result.test;
-    results.push({
-      model,
-      name: model === "moe" ? config.model : model,
-      parameters: result.model.numParameters(),
-      opsPerTimestep: translationCost(result.model.config).opsPerTimestep,
-      tokensPerSecond: result.tokensPerSecond,
-      seconds: result.seconds,
-      perplexity,
-      bleu,
-      texts,
-      placeholders: placeholdersOf(texts, datasets),
-    });
-    progress.note(`${config.model}: test perplexity ${perplexity.toFixed(2)}, BLEU ${bleu.toFixed(2)}, ${Math.round(result.tokensPerSecond).toLocaleString("en")} target tokens/s`);
-    result.model.dispose();
-  }
-  progress.finish("");
-  stop.end();
-  if (results.length === MODELS.length) {
+  // So small, a model gains little from a second thread.
+  const train = backend.threads >= DEMO_MODELS.length ? trainSideBySide : trainInTurn;
+  const results = await train({ steps, seed, outputDir, texts }, begun);
+  progress.finish(results ? "" : "Interrupted.");
+  if (results) {
     const report = `${JSON.stringify(jsonOf(results, steps, seed))}\n`;
     writeFileAtomic(join(outputDir, "report.json"), report);
-    process.stdout.write(options["json"] === true ? report : `${textOf(results, datasets, outputDir)}\n`);
+    process.stdout.write(options["json"] === true ? report : `${textOf(results, texts.test, outputDir)}\n`);
+  } else {
+    process.exitCode = stop.exitCode();
   }
-  backend.dispose();
+  stop.end();
 }
 
-function jsonOf(results: readonly Result[], steps: number, seed: number): object {
+/** Trains the models one after the other. @returns undefined when told to stop */
+async function trainInTurn(course: DemoCourse, { backend, progress, stop }: DemoStart): Promise<DemoResult[] | undefined> {
+  const datasets = demoDatasets(course);
+  const results: DemoResult[] = [];
+  for (const model of DEMO_MODELS) {
+    const result = await trainDemoModel(model, course, datasets, { progress, signal: stop.signal });
+    if (!result) return undefined;
+    const { name, perplexity, bleu, tokensPerSecond } = result;
+    progress.note(`${name}: test perplexity ${perplexity.toFixed(2)}, BLEU ${bleu.toFixed(2)}, ${Math.round(tokensPerSecond).toLocaleString("en")} target tokens/s`);
+    results.push(result);
+  }
+  backend.dispose();
+  return results;
+}
+
+/** Trains the models at the same time, each in a thread with its share of the cores. @returns undefined when told to stop */
+async function trainSideBySide(course: DemoCourse, { backend, progress, stop }: DemoStart): Promise<DemoResult[] | undefined> {
+  process.env["SPARSEGATE_THREADS"] = String(Math.floor(backend.threads / DEMO_MODELS.length));
+  backend.dispose();
+  const data: DemoThreadData = { course, stop: shareStop(stop) };
+  const latest = DEMO_MODELS.map(() => "");
+  const results = await runRanks<DemoResult | undefined>(DEMO_MODELS.length, new URL("./demo-translation-model.js", import.meta.url), data, {
+    onOutput: (rank, stream, text) => {
+      if (stream === "stderr") return progress.announce(text.trimEnd());
+      latest[rank] = text.trimEnd().split("\n").at(-1)!;
+      progress.update(() => latest.filter((line) => line !== "").join("  |  "));
+    },
+  });
+  return results.every((result) => result !== undefined) ? results : undefined;
+}
+
+function jsonOf(results: readonly DemoResult[], steps: number, seed: number): object {
   return {
     steps,
     seed,
@@ -114,9 +88,15 @@ function jsonOf(results: readonly Result[], steps: number, seed: number): object
   };
 }
 
+/** To two decimals, without a sign before zeros. */
+function difference(from: number, to: number): string {
+  const text = (to - from).toFixed(2);
+  return text === "-0.00" ? "0.00" : text;
+}
+
 /** The results as the terminal shows them. */
-function textOf(results: readonly Result[], { test }: TranslationDatasets, outputDir: string): string {
-  const [dense, moe] = results as [Result, Result];
+function textOf(results: readonly DemoResult[], test: readonly ParallelCorpus[], outputDir: string): string {
+  const [dense, moe] = results as [DemoResult, DemoResult];
   const models = results.map(({ name, parameters, opsPerTimestep, tokensPerSecond, perplexity, bleu, placeholders }) => [
     name,
     compact(parameters),
@@ -128,10 +108,10 @@ function textOf(results: readonly Result[], { test }: TranslationDatasets, outpu
   ]);
   const pairs = dense.texts.map((one, i) => {
     const other = moe.texts[i]!;
-    return [one.name, one.perplexity.toFixed(2), other.perplexity.toFixed(2), one.bleu.score.toFixed(2), other.bleu.score.toFixed(2), (other.bleu.score - one.bleu.score).toFixed(2)];
+    return [one.name, one.perplexity.toFixed(2), other.perplexity.toFixed(2), one.bleu.score.toFixed(2), other.bleu.score.toFixed(2), difference(one.bleu.score, other.bleu.score)];
   });
   const ahead = (better: (i: number) => boolean): number => dense.texts.filter((_, i) => better(i)).length;
-  const sample = moe.texts.map(({ name, translations }, i) => `  ${name}: ${test![i]!.corpus.sources[0]}\n     -> ${translations[0]}`);
+  const sample = moe.texts.map(({ name, translations }, i) => `  ${name}: ${test[i]!.sources[0]}\n     -> ${translations[0]}`);
   return [
     table(["model", "parameters", "ops/timestep", "target tokens/s", "test perplexity", "mean BLEU", "placeholders kept"], models),
     "",

@@ -31,3 +31,22 @@ export function stopSignal(onFirst: () => void): Stop {
   for (const name of names) process.on(name, listener);
   return { signal: controller.signal, exitCode: () => code, end };
 }
+
+/** What threads know a stop by, in memory that they share: an int32, not 0 after the first signal. */
+export function shareStop({ signal }: Pick<Stop, "signal">): SharedArrayBuffer {
+  const shared = new SharedArrayBuffer(4);
+  const tell = (): void => void Atomics.store(new Int32Array(shared), 0, 1);
+  if (signal.aborted) tell();
+  else signal.addEventListener("abort", tell, { once: true });
+  return shared;
+}
+
+/** In a thread: whether it has been told to stop. @param shared of `shareStop` */
+export function toldBy(shared: SharedArrayBuffer): Pick<AbortSignal, "aborted"> {
+  const told = new Int32Array(shared);
+  return {
+    get aborted(): boolean {
+      return Atomics.load(told, 0) !== 0;
+    },
+  };
+}

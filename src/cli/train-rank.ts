@@ -2,16 +2,12 @@
 
 import type { Communicator } from "../comm/index.js";
 import { Progress } from "../train/progress.js";
+import { toldBy } from "./stop.js";
 import { prepare, trainRank, type RankData } from "./train.js";
 
 /** @returns whether the run was finished */
 export default async function main(comm: Communicator, { options, stop }: RankData): Promise<boolean> {
-  const told = new Int32Array(stop);
-  const signal = {
-    get aborted(): boolean {
-      return Atomics.load(told, 0) !== 0;
-    },
-  };
+  const signal = toldBy(stop);
   const run = prepare(options);
   const { finished } = await trainRank(run, comm, () => signal, new Progress({ enabled: run.progress && comm.rank === 0 }));
   return finished;

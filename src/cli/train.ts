@@ -18,7 +18,7 @@ import { translationPreset } from "../train/translation/presets.js";
 import { openBackend } from "./backend.js";
 import { bytes, compact, table } from "./format.js";
 import { makeOutputFolder } from "./output.js";
-import { stopSignal, type Stop } from "./stop.js";
+import { shareStop, stopSignal, type Stop } from "./stop.js";
 import { dryRunTranslation, trainTranslationRank } from "./translation.js";
 
 type Options = Record<string, unknown>;
@@ -26,7 +26,7 @@ type Options = Record<string, unknown>;
 /** What a rank's thread is given. */
 export interface RankData {
   options: Options;
-  /** Int32: not 0 once the run is to stop. */
+  /** Of `shareStop`. */
   stop: SharedArrayBuffer;
 }
 
@@ -59,13 +59,9 @@ async function trainInThreads(ranks: number, options: Options, run: Prepared): P
   const { kind } = await communicator();
   if (kind !== "alone") throw new ConfigError(expectation("train", "no --ranks under mpirun, which starts the ranks", ranks, "Give their number to mpirun: -n."));
   claimOutput(run);
-  const told = new SharedArrayBuffer(4);
-  const stop = stopSignal(() => {
-    Atomics.store(new Int32Array(told), 0, 1);
-    process.stderr.write(`${STOPPING}\n`);
-  });
+  const stop = stopSignal(() => process.stderr.write(`${STOPPING}\n`));
   // Threads get what can be cloned; the checkpoint is opened by each.
-  const data: RankData = { options, stop: told };
+  const data: RankData = { options, stop: shareStop(stop) };
   const finished = await runRanks<boolean>(ranks, new URL("./train-rank.js", import.meta.url), data);
   if (!finished[0]) process.exitCode = stop.exitCode();
   stop.end();

@@ -1,13 +1,13 @@
 /** Translation from the command line: a run is trained, resumed, evaluated and translates; and what is said to input that cannot be used. */
 
 import { spawn, type ChildProcess } from "node:child_process";
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { TRANSLATION_PRESETS } from "#sparsegate/train/translation/presets.js";
-import { flags, main, refused, run, sentences, sleep, type Outcome } from "./helpers.js";
+import { flags, main, refused, run, sentences, sleep, start, until, type Outcome } from "./helpers.js";
 
 const root = mkdtempSync(join(tmpdir(), "sparsegate-translate-"));
 const options = { task: "translation", train: "train.a", train_target: "train.b.gz", valid: "valid.a", valid_target: "valid.b", vocab_size: 280, model: "MoE-4", top_k: 2, hidden_size: 16, batch_tokens: 256, learning_rate: 0.02, eval_steps: 10, save_steps: 10, save_total_limit: 3 };
@@ -151,9 +151,21 @@ describe("a translation run", { timeout: 60_000 }, () => {
 });
 
 test("demo translation trains both models for twelve pairs, reports each, and leaves models that translate", { timeout: 300_000 }, async () => {
-  const { code, stdout, stderr } = await run(["demo", "translation", "--max-steps", "1", "--output-dir", "demo", "--no-progress", "--json"], { cwd: root });
-  expect(code, stderr).toBe(0);
-  const { models } = JSON.parse(stdout) as { models: { model: string; ops_per_timestep: number; pairs: { pair: string }[]; placeholders: { expected: number } }[] };
+  interface Report {
+    models: { model: string; tokens_per_second: number; seconds: number; ops_per_timestep: number; pairs: { pair: string }[]; placeholders: { expected: number } }[];
+  }
+  // After one step translations go on to the longest they may be, which takes far longer than twenty steps.
+  const demo = async (outputDir: string, threads: string): Promise<Report> => {
+    const { code, stdout, stderr } = await run(["demo", "translation", "--max-steps", "20", "--output-dir", outputDir, "--no-progress", "--json"], { cwd: root, env: { SPARSEGATE_THREADS: threads } });
+    expect(code, stderr).toBe(0);
+    const report = JSON.parse(stdout) as Report;
+    expect(JSON.parse(readFileSync(join(root, outputDir, "report.json"), "utf8"))).toEqual(report);
+    for (const model of report.models) model.tokens_per_second = model.seconds = 0; // what may differ
+    return report;
+  };
+  const [inTurn, sideBySide] = await Promise.all([demo("demo", "1"), demo("beside", "2")]);
+  expect(sideBySide, "with a thread for each, at the same time").toEqual(inTurn);
+  const { models } = inTurn;
   expect(models.map(({ model }) => model)).toEqual(["dense", "moe"]);
   for (const { pairs, placeholders } of models) {
     expect(pairs.map(({ pair }) => pair)).toEqual(["fr", "de", "ja", "ko", "pt-br", "es"].flatMap((language) => [`en-${language}`, `${language}-en`]));
@@ -165,6 +177,17 @@ test("demo translation trains both models for twelve pairs, reports each, and le
   expect(german.code, german.stderr).toBe(0);
   expect((await run(["translate", "demo/moe", "Cannot"], { cwd: root })).stderr).toBe('translate: expected --language, the one to translate into, got "none". The model knows several.\n');
   expect((await run(["demo", "chess"], { cwd: root })).stderr).toContain('demo: expected translation or nothing, got "chess".');
+});
+
+test("demo translation, interrupted while both models train, leaves a checkpoint of each", { timeout: 120_000 }, async () => {
+  const job = start(["demo", "translation", "--output-dir", "stopped", "--no-progress"], { cwd: root, env: { SPARSEGATE_THREADS: "2" } });
+  const folders = ["dense", "moe"].map((model) => join(root, "stopped", model));
+  await until(() => folders.every((folder) => existsSync(join(folder, "metrics.jsonl"))), job, 60_000);
+  job.child.kill("SIGINT");
+  const { code, stdout, stderr } = await job.ended;
+  expect([code, stdout]).toEqual([130, ""]);
+  expect(stderr).toBe("Stopping after this step. Once more to stop at once.\n");
+  for (const folder of folders) expect(readdirSync(folder).filter((name) => name.startsWith("checkpoint-"))).toHaveLength(1);
 });
 
 describe("what cannot be used is refused in one line", { timeout: 60_000 }, () => {
