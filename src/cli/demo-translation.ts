@@ -25,7 +25,7 @@ export async function demoTranslation(options: Record<string, unknown>): Promise
   const pairs = texts.train.reduce((sum, { sources }) => sum + sources.length, 0);
   progress.note(`Text: ${pairs} pairs of messages in ${texts.train.length} directions; of ${texts.test[0]!.sources.length} messages for testing no translation is trained on.`);
 
-  // So small, a model gains little from a second thread.
+  // So small, a model is only half as fast again with a second thread.
   const train = backend.threads >= DEMO_MODELS.length ? trainSideBySide : trainInTurn;
   const results = await train({ steps, seed, outputDir, texts }, begun);
   progress.finish(results ? "" : "Interrupted.");
