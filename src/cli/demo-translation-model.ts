@@ -2,7 +2,7 @@
 
 import { join } from "node:path";
 import type { Communicator } from "../comm/index.js";
-import { ConfigError, expectation } from "../core/errors.js";
+import { ConfigError, SparsegateError, expectation } from "../core/errors.js";
 import { translationCost } from "../models/cost.js";
 import { countPlaceholders, type PlaceholderCount } from "../text/message-pairs.js";
 import type { ParallelCorpus } from "../text/parallel.js";
@@ -14,7 +14,7 @@ import type { TextEvaluation } from "../train/translation/evaluate.js";
 import { translationPreset } from "../train/translation/presets.js";
 import { trainTranslation, type TranslationTrainOptions } from "../train/translation/trainer.js";
 import { openBackend } from "./backend.js";
-import { toldBy } from "./stop.js";
+import { tell, toldBy } from "./stop.js";
 
 export const DEMO_MODELS = ["dense", "moe"] as const;
 export type DemoModel = (typeof DEMO_MODELS)[number];
@@ -50,6 +50,9 @@ export interface DemoThreadData {
   /** Of `shareStop`. */
   stop: SharedArrayBuffer;
 }
+
+/** What a model's thread ends with: a result, none when it was told to stop, or the message of what could not be done. */
+export type DemoOutcome = { result: DemoResult | undefined } | { error: string };
 
 function configOf(model: DemoModel, { steps, seed, outputDir }: DemoCourse): TranslationConfig {
   const values = translationPreset(`messages-${model}`);
@@ -96,17 +99,26 @@ export async function trainDemoModel(model: DemoModel, course: DemoCourse, datas
   }
 }
 
-/** A thread of the demo: the model of its number. What it says on stdout is how far it is, a line at a time. */
-export default async function main({ rank }: Communicator, { course, stop }: DemoThreadData): Promise<DemoResult | undefined> {
+/**
+ * A thread of the demo: the model of its number. What it says on stdout is how far it is, a line at a time. What cannot be done it says to the command alone,
+ * and tells the other thread to stop, so that the user hears of it once and in its own words.
+ */
+export default async function main({ rank }: Communicator, { course, stop }: DemoThreadData): Promise<DemoOutcome> {
   const model = DEMO_MODELS[rank]!;
-  const datasets = demoDatasets(course);
-  const backend = openBackend({ quiet: true });
-  const progress = new Progress({ stream: process.stdout, intervalSeconds: HEARD_SECONDS });
   const [name, { steps }] = [nameOf(model), course];
-  const result = await trainDemoModel(model, course, datasets, {
-    signal: toldBy(stop),
-    onStep: (step, { loss }) => (step < steps ? progress.update(`${name} step ${step}/${steps}  loss ${loss.toFixed(3)}`) : progress.note(`${name} translates the test text`)),
-  });
-  backend.dispose();
-  return result;
+  const progress = new Progress({ stream: process.stdout, intervalSeconds: HEARD_SECONDS });
+  const backend = openBackend({ quiet: true });
+  try {
+    const result = await trainDemoModel(model, course, demoDatasets(course), {
+      signal: toldBy(stop),
+      onStep: (step, { loss }) => (step < steps ? progress.update(`${name} step ${step}/${steps}  loss ${loss.toFixed(3)}`) : progress.note(`${name} translates the test text`)),
+    });
+    return { result };
+  } catch (error) {
+    if (!(error instanceof SparsegateError)) throw error;
+    tell(stop);
+    return { error: error.message };
+  } finally {
+    backend.dispose();
+  }
 }

@@ -5,11 +5,12 @@
 
 import { join } from "node:path";
 import { runRanks } from "../comm/index.js";
+import { SparsegateError } from "../core/errors.js";
 import { messagePairs } from "../text/message-pairs.js";
 import type { ParallelCorpus } from "../text/parallel.js";
 import { writeFileAtomic } from "../train/atomic.js";
 import { beginDemo, type DemoStart } from "./begin-demo.js";
-import { DEMO_MODELS, demoDatasets, trainDemoModel, type DemoCourse, type DemoResult, type DemoThreadData } from "./demo-translation-model.js";
+import { DEMO_MODELS, demoDatasets, trainDemoModel, type DemoCourse, type DemoOutcome, type DemoResult, type DemoThreadData } from "./demo-translation-model.js";
 import { compact, table } from "./format.js";
 import { shareStop } from "./stop.js";
 
@@ -27,7 +28,10 @@ export async function demoTranslation(options: Record<string, unknown>): Promise
 
   // So small, a model is only half as fast again with a second thread.
   const train = backend.threads >= DEMO_MODELS.length ? trainSideBySide : trainInTurn;
-  const results = await train({ steps, seed, outputDir, texts }, begun);
+  const results = await train({ steps, seed, outputDir, texts }, begun).catch((error: unknown) => {
+    progress.finish(); // an error message begins on a line of its own
+    throw error;
+  });
   progress.finish(results ? "" : "Interrupted.");
   if (results) {
     const report = `${JSON.stringify(jsonOf(results, steps, seed))}\n`;
@@ -45,27 +49,31 @@ async function trainInTurn(course: DemoCourse, { backend, progress, stop }: Demo
   const results: DemoResult[] = [];
   for (const model of DEMO_MODELS) {
     const result = await trainDemoModel(model, course, datasets, { progress, signal: stop.signal });
-    if (!result) return undefined;
+    if (!result) break;
     const { name, perplexity, bleu, tokensPerSecond } = result;
     progress.note(`${name}: test perplexity ${perplexity.toFixed(2)}, BLEU ${bleu.toFixed(2)}, ${Math.round(tokensPerSecond).toLocaleString("en")} target tokens/s`);
     results.push(result);
   }
   backend.dispose();
-  return results;
+  return results.length === DEMO_MODELS.length ? results : undefined;
 }
 
-/** Trains the models at the same time, each in a thread with its share of the cores. @returns undefined when told to stop */
+/** Trains the models at the same time, each in a thread with its share of the cores. @returns undefined when told to stop @throws SparsegateError of a thread */
 async function trainSideBySide(course: DemoCourse, { backend, progress, stop }: DemoStart): Promise<DemoResult[] | undefined> {
   process.env["SPARSEGATE_THREADS"] = String(Math.floor(backend.threads / DEMO_MODELS.length));
   backend.dispose();
   const data: DemoThreadData = { course, stop: shareStop(stop) };
   const latest = DEMO_MODELS.map(() => "");
-  const results = await runRanks<DemoResult | undefined>(DEMO_MODELS.length, new URL("./demo-translation-model.js", import.meta.url), data, {
+  const outcomes = await runRanks<DemoOutcome>(DEMO_MODELS.length, new URL("./demo-translation-model.js", import.meta.url), data, {
     onOutput: (rank, stream, text) => {
       if (stream === "stderr") return progress.announce(text.trimEnd());
       latest[rank] = text.trimEnd().split("\n").at(-1)!;
       progress.update(() => latest.filter((line) => line !== "").join("  |  "));
     },
+  });
+  const results = outcomes.map((outcome) => {
+    if ("error" in outcome) throw new SparsegateError(outcome.error);
+    return outcome.result;
   });
   return results.every((result) => result !== undefined) ? results : undefined;
 }

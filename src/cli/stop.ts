@@ -35,10 +35,14 @@ export function stopSignal(onFirst: () => void): Stop {
 /** What threads know a stop by, in memory that they share: an int32, not 0 after the first signal. */
 export function shareStop({ signal }: Pick<Stop, "signal">): SharedArrayBuffer {
   const shared = new SharedArrayBuffer(4);
-  const tell = (): void => void Atomics.store(new Int32Array(shared), 0, 1);
-  if (signal.aborted) tell();
-  else signal.addEventListener("abort", tell, { once: true });
+  if (signal.aborted) tell(shared);
+  else signal.addEventListener("abort", () => tell(shared), { once: true });
   return shared;
+}
+
+/** Tells all threads to stop. @param shared of `shareStop` */
+export function tell(shared: SharedArrayBuffer): void {
+  Atomics.store(new Int32Array(shared), 0, 1);
 }
 
 /** In a thread: whether it has been told to stop. @param shared of `shareStop` */

@@ -1,7 +1,7 @@
 /** Translation from the command line: a run is trained, resumed, evaluated and translates; and what is said to input that cannot be used. */
 
 import { spawn, type ChildProcess } from "node:child_process";
-import { closeSync, existsSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -188,6 +188,13 @@ test("demo translation, interrupted while both models train, leaves a checkpoint
   expect([code, stdout]).toEqual([130, ""]);
   expect(stderr).toBe("Stopping after this step. Once more to stop at once.\n");
   for (const folder of folders) expect(readdirSync(folder).filter((name) => name.startsWith("checkpoint-"))).toHaveLength(1);
+});
+
+test("demo translation says once what one of its threads cannot do, and stops the other", { timeout: 60_000 }, async () => {
+  mkdirSync(join(root, "taken"));
+  writeFileSync(join(root, "taken", "dense"), "");
+  await refused(run(["demo", "translation", "--output-dir", "taken", "--no-progress"], { cwd: root, env: { SPARSEGATE_THREADS: "2" } }), 'checkpoint: expected to read taken/dense, got "ENOTDIR: a part of the path is a file, not a folder".');
+  expect(existsSync(join(root, "taken", "moe"))).toBe(true);
 });
 
 describe("what cannot be used is refused in one line", { timeout: 60_000 }, () => {
