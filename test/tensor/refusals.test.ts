@@ -18,6 +18,10 @@ describe("shapes that do not fit are refused in words", () => {
       { inputWeight: f(5, 16), recurrentWeight: f(4, 16), bias: f(16), contextWeight: f(2, 16), queryWeight: f(4, 3), ...change },
       { values: f(6, 3, 2), keys: f(6, 3, 3), bias: f(3, 6), ...memory },
     );
+  const ints = (...values: number[]): Tensor => sg.tensor(values, [values.length], "int32");
+  const lists = (rows: number[], rowOffsets: number[]): unknown =>
+    sg.routeByExpert({ experts: i(rows.length), rows: ints(...rows), rowOffsets: ints(...rowOffsets) }, 3);
+  const routing = (): sg.Routing => sg.routeByExpert({ experts: sg.tensor([0, 1, 1, 2], [2, 2], "int32") }, 3);
   const NOISE = { key: { seed: 0, stream: 0, step: 0 }, start: 0 };
   const CANDIDATES = { samples: Int32Array.of(7), logExpected: Float32Array.of(0), logExpectedOf: () => 0 };
   const CASES: [name: string, call: () => unknown, message: string][] = [
@@ -71,6 +75,23 @@ describe("shapes that do not fit are refused in words", () => {
       () => sg.groupedBias(f(4, 3), f(3, 2), i(4)),
       "groupedBias: expected x (M, width), bias (E, width), offsets (E+1), got [4, 3], [3, 2], [4].",
     ],
+    ["groupedMatmul, offsets beyond the rows", () => sg.groupedMatmul(f(4, 2), f(2, 2, 2), ints(0, 2, 9)), "groupedMatmul: expected offsets that rise from 0 to at most 4, got 9 at position 2."],
+    ["groupedMatmul, offsets of a routing of more rows", () => sg.groupedMatmul(f(2, 2), f(3, 2, 2), routing().offsets), "rise from 0 to at most 2, got 3 at position 2."],
+    ["groupedMatmul, offsets that fall", () => sg.groupedMatmul(f(4, 2), f(3, 2, 2), ints(0, 2, 1, 4)), "got 1 at position 2."],
+    ["groupedFeedForward, offsets that begin late", () => sg.groupedFeedForward(f(4, 2), f(2, 2, 3), f(2, 3, 2), ints(1, 2, 4)), "got 1 at position 0."],
+    ["groupedBias, a negative offset", () => sg.groupedBias(f(4, 3), f(2, 3), ints(0, -4, 4)), "got -4 at position 1."],
+    ["groupedSum, offsets beyond the rows", () => sg.groupedSum(f(4, 3), { offsets: ints(0, 5), count: 1 }), "groupedSum: expected offsets that rise from 0 to at most 4, got 5 at position 1."],
+    ["gatherIndices", () => sg.gatherIndices(i(4), ints(-1, 3, 4)), "gatherIndices: expected indices from -1 to 3, got 4 at position 2."],
+    ["moveRows, an index beyond", () => sg.moveRows(f(4, 2), { index: ints(0, 4), inverse: ints(0, -1, -1, -1) }), "moveRows: expected indices from -1 to 3, got 4 at position 1."],
+    ["moveRows, an inverse beyond", () => sg.moveRows(f(2, 2), { index: ints(0, 1), inverse: ints(0, 2) }), "moveRows: expected indices from -1 to 1, got 2 at position 1."],
+    ["dispatch, a row beyond", () => sg.dispatch(f(2, 2), { ...routing(), rows: ints(0, 1, 99, 1) }), "dispatch: expected indices from -1 to 1, got 99 at position 2."],
+    ["combine, a place beyond", () => sg.combine(f(4, 2), f(2, 2), { ...routing(), position: sg.tensor([0, 1, 2, 77], [2, 2], "int32") }), "combine: expected indices from -1 to 3, got 77 at position 3."],
+    ["combine, offsets beyond", () => sg.combine(f(4, 2), f(2, 2), { ...routing(), offsets: ints(0, 2, 3, 5) }), "combine: expected offsets that rise from 0 to at most 4, got 5 at position 3."],
+    [
+      "dispatch, rows of another routing",
+      () => sg.dispatch(f(2, 2), { ...routing(), rows: ints(0, 1) }),
+      "dispatch: expected a routing of 2 rows as routeByExpert makes them, got order, rows, position and rowOffsets of [4], [2], [2, 2], none.",
+    ],
     [
       "routeByExpert",
       () => sg.routeByExpert({ experts: i(4) }, 3),
@@ -101,6 +122,23 @@ describe("shapes that do not fit are refused in words", () => {
       () => sg.routeByExpert({ experts: i(4), rows: f(4), rowOffsets: i(5) }, 3),
       "routeByExpert: expected dtype int32, got float32 (shape [4]).",
     ],
+    [
+      "routeByExpert, a row of a list that its offsets do not say",
+      () => lists([0, 7, 1], [0, 2, 3]),
+      "routeByExpert: expected the row of assignments 0 to 1 to be 0, as rowOffsets say, got 7 at position 1.",
+    ],
+    [
+      "routeByExpert, a tail that is of a row",
+      () => lists([0, 1, 1], [0, 1, 2]),
+      "routeByExpert: expected the row of assignments 2 to 2 to be -1, as rowOffsets say, got 1 at position 2.",
+    ],
+    ["routeByExpert, offsets that begin late", () => lists([-1, 0, 1], [1, 2, 3]), "routeByExpert: expected offsets that rise from 0 to at most 3, got 1 at position 0."],
+    [
+      "routeByExpert, offsets beyond the list",
+      () => lists([0, 1, 1], [0, 1, 90]),
+      "routeByExpert: expected offsets that rise from 0 to at most 3, got 90 at position 2.",
+    ],
+    ["routeByExpert, offsets that fall", () => lists([0, 0, 1], [0, 2, 1]), "rise from 0 to at most 3, got 1 at position 2."],
     [
       "dispatch",
       () => sg.dispatch(f(3, 2), sg.routeByExpert({ experts: i(4, 2) }, 3)),

@@ -1,10 +1,12 @@
 /** What gates are made of (Shazeer et al. 2017, section 2.1, App. A and F): noisy selection with its load estimate, batchwise masks, capacity, CV². */
 
 import type { RandomKey } from "../../backend/backend.js";
+import { checkIndices } from "../../backend/indices.js";
 import { TensorError } from "../../core/errors.js";
 import { checkOperands, rowsAndCols } from "../shapes.js";
 import { record } from "../tape.js";
 import { empty, full, sameShape, type Tensor } from "../tensor.js";
+import { checkOffsets } from "./offsets.js";
 import { reshape, slice } from "./shape.js";
 
 /** Rows in groups, group g having the rows offsets[g]..offsets[g+1]: the rows that a primary gate gave to each of its groups. */
@@ -23,6 +25,7 @@ function segmentsOf(where: string, x: Tensor, groups: Groups | undefined): { off
   if (!Number.isInteger(count) || count < 1 || offsets.size !== count + 1) {
     throw new TensorError(`${where}: expected offsets (G+1) of G = ${count} groups, at least one, got [${offsets.shape.join(", ")}].`);
   }
+  checkOffsets(where, offsets, rowsAndCols(where, x)[0]);
   return { offsets, count };
 }
 
@@ -169,9 +172,10 @@ export function groupedSum(x: Tensor, groups: Groups): Tensor {
   });
 }
 
-/** src[index], int32, -1 where the index is -1. */
+/** src[index], int32, -1 where the index is -1. @throws TensorError naming the first index out of range */
 export function gatherIndices(src: Tensor, index: Tensor): Tensor {
   checkOperands("gatherIndices", "int32", src, index);
+  checkIndices("gatherIndices", index.dataSync(), index.size, -1, src.size);
   const y = empty(index.shape, "int32", src.backend);
   src.backend.gatherIndices(src.buffer, index.buffer, y.buffer, index.size);
   return y;

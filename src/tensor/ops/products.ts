@@ -4,6 +4,7 @@ import { TensorError } from "../../core/errors.js";
 import { checkOperands } from "../shapes.js";
 import { record, type InputGradient } from "../tape.js";
 import { empty, sameShape, type Tensor } from "../tensor.js";
+import { checkOffsets } from "./offsets.js";
 
 /**
  * a·b over the last two axes. `a` (..., m, k) with `b` (k, n): all leading axes of a are rows. With leading axes on both they must be equal
@@ -69,7 +70,8 @@ function batched(a: Tensor, b: Tensor, k: number, n: number): Tensor {
 /**
  * y[r] = x[r]·w[e] for the rows r in offsets[e]..offsets[e+1]: one product per group, each with its own matrix.
  * Groups without rows cost nothing and get no gradient: that of `w` is by rows (see `Gradient`), one row a group.
- * @param x (M, p) grouped rows; @param w (E, p, q); @param offsets int32 (E+1). Rows beyond the last offset give zeros.
+ * @param x (M, p) grouped rows; @param w (E, p, q); @param offsets int32 (E+1), from 0 to at most M. Rows beyond the last offset give zeros.
+ * @throws TensorError naming the first offset that is out of order or beyond the rows
  */
 export function groupedMatmul(x: Tensor, w: Tensor, offsets: Tensor): Tensor {
   checkOperands("groupedMatmul", "float32", x, w);
@@ -79,6 +81,7 @@ export function groupedMatmul(x: Tensor, w: Tensor, offsets: Tensor): Tensor {
   if (x.rank !== 2 || w.rank !== 3 || inner !== p || offsets.size !== groups + 1) {
     throw new TensorError(`groupedMatmul: expected x (M, p), w (E, p, q), offsets (E+1), got [${x.shape.join(", ")}], [${w.shape.join(", ")}], [${offsets.shape.join(", ")}].`);
   }
+  checkOffsets("groupedMatmul", offsets, m);
   const backend = x.backend;
   const y = empty([m, q], "float32", backend);
   backend.groupedGemm(offsets.buffer, groups, m, x.buffer, w.buffer, false, y.buffer, p, q);
@@ -102,7 +105,7 @@ export function groupedMatmul(x: Tensor, w: Tensor, offsets: Tensor): Tensor {
 /**
  * relu(x[r]·w1[e])·w2[e] for the rows r of group e: the paper's expert (Shazeer et al. 2017, App. C) as one operation, so that the activations are cut off
  * while they are in the cache, and only they are kept for the gradient. Groups without rows cost nothing, as in `groupedMatmul`.
- * @param x (M, D) grouped rows; @param w1 (E, D, F); @param w2 (E, F, D2); @param offsets int32 (E+1)
+ * @param x (M, D) grouped rows; @param w1 (E, D, F); @param w2 (E, F, D2); @param offsets int32 (E+1), as there
  */
 export function groupedFeedForward(x: Tensor, w1: Tensor, w2: Tensor, offsets: Tensor): Tensor {
   checkOperands("groupedFeedForward", "float32", x, w1, w2);
@@ -114,6 +117,7 @@ export function groupedFeedForward(x: Tensor, w1: Tensor, w2: Tensor, offsets: T
     const shapes = [x, w1, w2, offsets].map(({ shape }) => `[${shape.join(", ")}]`).join(", ");
     throw new TensorError(`groupedFeedForward: expected x (M, D), w1 (E, D, F), w2 (E, F, D2), offsets (E+1), got ${shapes}.`);
   }
+  checkOffsets("groupedFeedForward", offsets, m);
   const backend = x.backend;
   const hidden = empty([m, f], "float32", backend);
   const y = empty([m, out], "float32", backend);
@@ -145,6 +149,7 @@ export function groupedBias(x: Tensor, bias: Tensor, offsets: Tensor): Tensor {
   if (x.rank !== 2 || bias.rank !== 2 || x.shape[1] !== width || offsets.size !== groups + 1) {
     throw new TensorError(`groupedBias: expected x (M, width), bias (E, width), offsets (E+1), got [${x.shape.join(", ")}], [${bias.shape.join(", ")}], [${offsets.shape.join(", ")}].`);
   }
+  checkOffsets("groupedBias", offsets, x.shape[0]!);
   const y = empty(x.shape, "float32", x.backend);
   x.backend.groupedBias(offsets.buffer, groups, x.shape[0]!, x.buffer, bias.buffer, y.buffer, width);
   return record("groupedBias", y, [x, bias], (dy, needs) => {

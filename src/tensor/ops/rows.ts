@@ -6,6 +6,7 @@ import { TensorError } from "../../core/errors.js";
 import { checkOperands } from "../shapes.js";
 import { record } from "../tape.js";
 import { empty, sameShape, tensor, zeros, type Gradient, type Tensor } from "../tensor.js";
+import { checkOffsets, trustOffsets } from "./offsets.js";
 
 /**
  * table[index]: (..., width). The gradient of the table holds only the rows in use (see `Gradient`).
@@ -62,7 +63,10 @@ export interface Routing {
   numRows: number;
 }
 
-/** Groups assignments by expert: a stable counting sort, so earlier ones come first. @throws TensorError naming the first expert that there is not */
+/**
+ * Groups assignments by expert: a stable counting sort, so earlier ones come first.
+ * @throws TensorError naming the first expert that there is not, and of a list the first place where `rows` and `rowOffsets` disagree
+ */
 export function routeByExpert({ experts, rows: listed, rowOffsets }: Assignments, numExperts: number): Routing {
   checkOperands("routeByExpert", "int32", experts);
   const backend = experts.backend;
@@ -71,7 +75,10 @@ export function routeByExpert({ experts, rows: listed, rowOffsets }: Assignments
     const got = [experts, listed, rowOffsets].map((t) => (t ? `[${t.shape.join(", ")}]` : "none")).join(", ");
     throw new TensorError(`routeByExpert: expected experts (N, K), or lists of experts (M) and rows (M) with rowOffsets (N+1), got ${got}.`);
   }
-  if (listed && rowOffsets) checkOperands("routeByExpert", "int32", experts, listed, rowOffsets);
+  if (listed && rowOffsets) {
+    checkOperands("routeByExpert", "int32", experts, listed, rowOffsets);
+    checkLists("routeByExpert", listed, rowOffsets);
+  }
   const offsets = empty([numExperts + 1], "int32", backend);
   const order = empty([m], "int32", backend);
   const position = empty(experts.shape, "int32", backend);
@@ -79,7 +86,43 @@ export function routeByExpert({ experts, rows: listed, rowOffsets }: Assignments
   const rows = empty([m], "int32", backend);
   if (listed) backend.gatherIndices(listed.buffer, order.buffer, rows.buffer, m);
   else backend.divideIndex(order.buffer, experts.shape[1]!, rows.buffer, m);
-  return { offsets, order, rows, position, numRows: rowOffsets ? rowOffsets.size - 1 : experts.shape[0]!, ...(rowOffsets ? { rowOffsets } : {}) };
+  const routing = { offsets, order, rows, position, numRows: rowOffsets ? rowOffsets.size - 1 : experts.shape[0]!, ...(rowOffsets ? { rowOffsets } : {}) };
+  trustOffsets(offsets, m);
+  sound.add(routing);
+  return routing;
+}
+
+/** Rows and offsets say the same thing twice, and kernels follow either without asking. */
+function checkLists(where: string, listed: Tensor, rowOffsets: Tensor): void {
+  checkOffsets(where, rowOffsets, listed.size);
+  const [rows, offsets] = [listed.dataSync(), rowOffsets.dataSync()];
+  for (let row = 0; row < rowOffsets.size; row++) {
+    const [begin, end] = [offsets[row]!, offsets[row + 1] ?? listed.size];
+    const of = row + 1 < rowOffsets.size ? row : -1;
+    for (let j = begin; j < end; j++) {
+      if (rows[j] !== of) throw new TensorError(`${where}: expected the row of assignments ${begin} to ${end - 1} to be ${of}, as rowOffsets say, got ${rows[j]!} at position ${j}.`);
+    }
+  }
+}
+
+/** Routings that are as they should be: those of `routeByExpert`, and others that were looked through once. */
+const sound = new WeakSet<Routing>();
+
+/** Kernels follow a routing without asking, to wherever it leads. */
+function checkRouting(where: string, routing: Routing): void {
+  if (sound.has(routing)) return;
+  const { offsets, order, rows, position, rowOffsets, numRows } = routing;
+  checkOperands(where, "int32", offsets, order, rows, position, ...(rowOffsets ? [rowOffsets] : []));
+  const m = position.size;
+  if (rows.size !== m || order.size !== m || (rowOffsets ? rowOffsets.size !== numRows + 1 : position.rank !== 2 || position.shape[0] !== numRows)) {
+    const got = [order, rows, position, rowOffsets].map((t) => (t ? `[${t.shape.join(", ")}]` : "none")).join(", ");
+    throw new TensorError(`${where}: expected a routing of ${numRows} rows as routeByExpert makes them, got order, rows, position and rowOffsets of ${got}.`);
+  }
+  checkOffsets(where, offsets, m);
+  if (rowOffsets) checkOffsets(where, rowOffsets, m);
+  checkIndices(where, rows.dataSync(), m, -1, numRows);
+  checkIndices(where, position.dataSync(), m, -1, m);
+  sound.add(routing);
 }
 
 /** Assignments of each row, where it is the same for all. */
@@ -92,6 +135,7 @@ export function dispatch(x: Tensor, routing: Routing): Tensor {
   const [n, width] = x.shape as [number, number];
   const { rows, position, rowOffsets, numRows } = routing;
   if (x.rank !== 2 || n !== numRows) throw new TensorError(`dispatch: expected x (N, D) with the N = ${numRows} rows of the routing, got [${x.shape.join(", ")}].`);
+  checkRouting("dispatch", routing);
   const y = empty([rows.size, width], "float32", backend);
   backend.gatherRows(x.buffer, rows.buffer, y.buffer, rows.size, width);
   return record("dispatch", y, [x], (dy) => {
@@ -114,6 +158,7 @@ export function combine(out: Tensor, gates: Tensor, routing: Routing): Tensor {
     const expected = `outputs (M, D) of M = ${position.size} assignments and gates of their shape, [${position.shape.join(", ")}]`;
     throw new TensorError(`combine: expected ${expected}, got [${out.shape.join(", ")}] and [${gates.shape.join(", ")}].`);
   }
+  checkRouting("combine", routing);
   const k = perRow(routing);
   const y = empty([n, width], "float32", backend);
   backend.combineRows(out.buffer, position.buffer, gates.buffer, rowOffsets?.buffer ?? null, y.buffer, n, k, width);
@@ -179,6 +224,8 @@ export function moveRows(x: Tensor, { index, inverse }: RowMove): Tensor {
   checkOperands("moveRows", "int32", index, inverse);
   const [n, width] = x.shape as [number, number];
   if (x.rank !== 2 || n !== inverse.size) throw new TensorError(`moveRows: expected x (N, D) with the N = ${inverse.size} rows of the move, got [${x.shape.join(", ")}].`);
+  checkIndices("moveRows", index.dataSync(), index.size, -1, n);
+  checkIndices("moveRows", inverse.dataSync(), n, -1, index.size);
   const y = empty([index.size, width], "float32", x.backend);
   x.backend.gatherRows(x.buffer, index.buffer, y.buffer, index.size, width);
   return record("moveRows", y, [x], (dy) => {
