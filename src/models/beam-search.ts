@@ -27,6 +27,11 @@ export interface BeamOptions {
   coveragePenalty?: number;
   /** Most ids of a translation, its end counted in, from the number of ids of its source. Default 2·n + 10. */
   maxLength?: (sourceLength: number) => number;
+  /**
+   * Whether a translation may be of no ids at all. A model that is unsure which words to choose may find that likelier than any of them (Stahlberg and Byrne
+   * 2019). Default false: the first step ends no sentence, but one whose limit is 1.
+   */
+  allowEmpty?: boolean;
   /** How many hypotheses are given of each sentence, at most K. Default 1. */
   nBest?: number;
   /**
@@ -92,13 +97,13 @@ export function coverage(attention: readonly ArrayLike<number>[], sourceLength: 
 /**
  * The best translations of each sentence of a batch, best first.
  *
- * The K hypotheses of the highest log P go on; one that ends while among the K best of its step is finished. A sentence is done when K are, or at its limit,
- * where only the end is allowed. All are then ranked by `score`. Sentences do not depend on each other, unless experts choose among the rows of a batch or
+ * The K hypotheses of the highest log P go on; one that ends while among the K best of its step is finished, but for an empty one. A sentence is done when K
+ * are, or at its limit, where only the end is allowed. All are then ranked by `score`. Sentences do not depend on each other, unless experts choose among the rows of a batch or
  * have a capacity in evaluation: hypotheses, and lanes that are not in use, then push each other out.
  * @throws ConfigError for an option out of range; NonFiniteError for a model that gives no probabilities
  */
 export function beamSearch(model: TranslationModel, batch: SourceBatch, options: BeamOptions): Hypothesis[][] {
-  const { eosId, beamSize: K = 4, lengthPenalty = 1, coveragePenalty = 0, maxLength = (n) => 2 * n + 10, nBest = 1, anyRank = (value) => value } = options;
+  const { eosId, beamSize: K = 4, lengthPenalty = 1, coveragePenalty = 0, maxLength = (n) => 2 * n + 10, allowEmpty = false, nBest = 1, anyRank = (value) => value } = options;
   const where = "beamSearch";
   const V = model.config.vocabSize;
   checkInteger(where, "eosId", eosId, { min: 0, max: V - 1 });
@@ -166,7 +171,7 @@ export function beamSearch(model: TranslationModel, batch: SourceBatch, options:
             if (!(logProbability > UNUSED / 2)) break;
             const [parent, id] = [from[begin + rank]!, found[begin + rank]!];
             if (id !== eosId) going.push({ sentence, logProbability, parent, id });
-            else if (rank < K) finish({ sentence, logProbability }, parent, attention);
+            else if (rank < K && (allowEmpty || steps.length > 0)) finish({ sentence, logProbability }, parent, attention);
           }
           if (sentence.finished.length >= K || going.length === 0) continue;
           while (going.length < K) going.push({ ...going[0]!, logProbability: UNUSED });

@@ -53,7 +53,7 @@ for (const { name, make } of BACKENDS) {
       for (const [seed, middle] of [[5, MOE], [6, { kind: "dense", hiddenSizes: [3] }], [7, { kind: "none" }]] as const) {
         const model = toy(6, middle, seed);
         const sources = sentences(6, 12);
-        const found = beamSearch(model, batchOf(sources), { eosId: EOS, beamSize: 1, maxLength: () => 7 });
+        const found = beamSearch(model, batchOf(sources), { eosId: EOS, beamSize: 1, maxLength: () => 7, allowEmpty: true });
         for (const [i, source] of sources.entries()) {
           const greedy: number[] = [];
           for (;;) {
@@ -79,7 +79,7 @@ for (const { name, make } of BACKENDS) {
         const model = toy(V, MOE, seed);
         for (const [alpha, beta] of [[0, 0], [0.6, 0.2], [1.5, 0.7]] as const) {
           const sources = [[1, 2, EOS], [2, EOS], [1, 1, 2, 2, EOS]];
-          const found = beamSearch(model, batchOf(sources), { eosId: EOS, beamSize: 16, nBest: 15, lengthPenalty: alpha, coveragePenalty: beta, maxLength: () => limit });
+          const found = beamSearch(model, batchOf(sources), { eosId: EOS, beamSize: 16, nBest: 15, lengthPenalty: alpha, coveragePenalty: beta, maxLength: () => limit, allowEmpty: true });
           for (const [i, source] of sources.entries()) {
             const want = all
               .map((ids) => {
@@ -91,9 +91,25 @@ for (const { name, make } of BACKENDS) {
               .sort((a, b) => b.score - a.score);
             expect(found[i]!.map(({ ids }) => ids)).toEqual(want.map(({ ids }) => ids));
             found[i]!.forEach(({ score }, n) => expect(score).toBeCloseTo(want[n]!.score, digits));
+            // Unless it is asked for, the empty one is none of them, wherever it stands.
+            const [some] = beamSearch(model, batchOf([source]), { eosId: EOS, beamSize: 16, nBest: 16, lengthPenalty: alpha, coveragePenalty: beta, maxLength: () => limit });
+            expect(some!.map(({ ids }) => ids)).toEqual(want.map(({ ids }) => ids).filter(({ length }) => length > 0));
           }
         }
       }
+    });
+
+    it("finds no empty translation, however likely, unless it may or has no room for another", () => {
+      const model = toy(6);
+      model.softmaxBias.backend.write(model.softmaxBias.buffer, [50, 0, 0, 0, 0, 0]);
+      const sources = [[1, 2, EOS], [3, EOS]];
+      for (const beamSize of [1, 2, 5]) {
+        const lengths = (options: object): number[] => beamSearch(model, batchOf(sources), { eosId: EOS, beamSize, ...options }).map(([best]) => best!.ids.length);
+        expect(lengths({})).toEqual([1, 1]);
+        expect(lengths({ allowEmpty: true })).toEqual([0, 0]);
+        expect(lengths({ maxLength: (n: number) => n - 1 })).toEqual([1, 0]);
+      }
+      for (const [i, [best]] of beamSearch(model, batchOf(sources), { eosId: EOS }).entries()) expect(best!.logProbability / total(sg.scope(() => forced(model, sources[i]!, best!.ids)).logs)).toBeCloseTo(1, 4);
     });
 
     it("gives a batch the translations that its sentences have alone, whatever their lengths and however soon they are done", () => {
