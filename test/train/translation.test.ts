@@ -361,10 +361,10 @@ describe("presets", () => {
     }
   });
   test("dense and MoE of a pair cost the same but for the gate", () => {
-    for (const name of ["captions", "messages"]) {
+    for (const [name, numExperts] of [["captions", 64], ["messages", 32]] as const) {
       const [dense, moe] = [costOf(`${name}-dense`), costOf(`${name}-moe`)];
       const { hidden_size, gate } = translationPreset(`${name}-moe`) as { hidden_size: number; gate?: string };
-      expect(moe.opsPerTimestep - dense.opsPerTimestep).toBe(2 * 32 * hidden_size * (gate === "strictly-balanced" ? 1 : 2));
+      expect(moe.opsPerTimestep - dense.opsPerTimestep).toBe(2 * numExperts * hidden_size * (gate === "strictly-balanced" ? 1 : 2));
     }
   });
   test("an unknown one is refused", () => expect(() => translationPreset("wmt")).toThrow("--preset: expected one of wmt-none, "));
