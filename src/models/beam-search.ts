@@ -97,9 +97,9 @@ export function coverage(attention: readonly ArrayLike<number>[], sourceLength: 
 /**
  * The best translations of each sentence of a batch, best first.
  *
- * The K hypotheses of the highest log P go on; one that ends while among the K best of its step is finished, but for an empty one. A sentence is done when K
- * are, or at its limit, where only the end is allowed. All are then ranked by `score`. Sentences do not depend on each other, unless experts choose among the rows of a batch or
- * have a capacity in evaluation: hypotheses, and lanes that are not in use, then push each other out.
+ * The K hypotheses of the highest log P go on; one that ends while among the K best of its step is finished, but for an empty one (see `allowEmpty`). A sentence
+ * is done when K are, or at its limit, where only the end is allowed. All are then ranked by `score`. Sentences do not depend on each other, unless experts
+ * choose among the rows of a batch or have a capacity in evaluation: hypotheses, and lanes that are not in use, then push each other out.
  * @throws ConfigError for an option out of range; NonFiniteError for a model that gives no probabilities
  */
 export function beamSearch(model: TranslationModel, batch: SourceBatch, options: BeamOptions): Hypothesis[][] {

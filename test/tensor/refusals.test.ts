@@ -19,9 +19,10 @@ describe("shapes that do not fit are refused in words", () => {
       { values: f(6, 3, 2), keys: f(6, 3, 3), bias: f(3, 6), ...memory },
     );
   const ints = (...values: number[]): Tensor => sg.tensor(values, [values.length], "int32");
-  const lists = (rows: number[], rowOffsets: number[]): unknown =>
+  const lists = (rows: number[], rowOffsets: number[]): sg.Routing =>
     sg.routeByExpert({ experts: i(rows.length), rows: ints(...rows), rowOffsets: ints(...rowOffsets) }, 3);
   const routing = (): sg.Routing => sg.routeByExpert({ experts: sg.tensor([0, 1, 1, 2], [2, 2], "int32") }, 3);
+  const listed = (): sg.Routing => lists([0, 0, 1], [0, 2, 3]);
   const NOISE = { key: { seed: 0, stream: 0, step: 0 }, start: 0 };
   const CANDIDATES = { samples: Int32Array.of(7), logExpected: Float32Array.of(0), logExpectedOf: () => 0 };
   const CASES: [name: string, call: () => unknown, message: string][] = [
@@ -86,6 +87,8 @@ describe("shapes that do not fit are refused in words", () => {
     ["moveRows, an inverse beyond", () => sg.moveRows(f(2, 2), { index: ints(0, 1), inverse: ints(0, 2) }), "moveRows: expected indices from -1 to 1, got 2 at position 1."],
     ["dispatch, a row beyond", () => sg.dispatch(f(2, 2), { ...routing(), rows: ints(0, 1, 99, 1) }), "dispatch: expected indices from -1 to 1, got 99 at position 2."],
     ["combine, a place beyond", () => sg.combine(f(4, 2), f(2, 2), { ...routing(), position: sg.tensor([0, 1, 2, 77], [2, 2], "int32") }), "combine: expected indices from -1 to 3, got 77 at position 3."],
+    ["dispatch, lists whose offsets lead beyond", () => sg.dispatch(f(2, 2), { ...listed(), rowOffsets: ints(0, 2, 9) }), "dispatch: expected offsets that rise from 0 to at most 3, got 9 at position 2."],
+    ["combine, lists of another number of rows", () => sg.combine(f(3, 2), f(3), { ...listed(), rowOffsets: ints(0, 3) }), "combine: expected a routing of 2 rows as routeByExpert makes them, got order, rows, position and rowOffsets of [3], [3], [3], [2]."],
     ["combine, offsets beyond", () => sg.combine(f(4, 2), f(2, 2), { ...routing(), offsets: ints(0, 2, 3, 5) }), "combine: expected offsets that rise from 0 to at most 4, got 5 at position 3."],
     [
       "dispatch, rows of another routing",

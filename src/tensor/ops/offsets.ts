@@ -1,4 +1,4 @@
-/** Offsets of groups of rows, which kernels follow without asking: looked through once, and not at all where a kernel made them, so that a step reads none back. */
+/** Offsets of groups of rows, which kernels follow without asking: looked through once, and those that `routeByExpert` made not at all, which a step would else read back. */
 
 import { TensorError } from "../../core/errors.js";
 import type { Tensor } from "../tensor.js";
