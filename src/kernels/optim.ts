@@ -1,6 +1,6 @@
 /** Optimiser updates: Adam, dense, by rows and with a factored second moment (App. D); SGD; sums of squares for clipping. */
 
-import { dotOf, loadPart, madd, storePart } from "./vectors";
+import { BLOCK, dotOf, lanes, loadPart, madd, storePart } from "./vectors";
 
 // @ts-ignore: decorator
 @inline
@@ -32,7 +32,24 @@ function stepped(p: v128, direction: v128, v: v128, rate: v128, correction: v128
   return f32x4.sub(f32x4.mul(p, keep), f32x4.div(f32x4.mul(rate, direction), f32x4.add(f32x4.sqrt(f32x4.mul(v, correction)), epsilon)));
 }
 
-/** `count` elements, `n` (4, or fewer at the end) at a time; m 0 where there is no first moment. Settings in float64 so that corrections are exact. */
+/** One vector's step, or that of the `count` elements at the end; m 0 where there is no first moment. Where count is a 4 in the code, nothing is left of asking for it. */
+// @ts-ignore: decorator
+@inline
+function updateVector(param: usize, grad: usize, m: usize, v: usize, count: i32, rate: v128, correction: v128, e: v128, keep: v128, scale: v128, b1: v128, c1: v128, b2: v128, c2: v128): void {
+  // Before anything is stored: processors take a load for one of what was just stored where the last twelve bits of the addresses are equal, as those of large tensors are.
+  const p = get(param, count);
+  const g = f32x4.mul(get(grad, count), scale);
+  const second = madd(b2, get(v, count), f32x4.mul(c2, f32x4.mul(g, g)));
+  let direction = g;
+  if (m) {
+    direction = madd(b1, get(m, count), f32x4.mul(c1, g));
+    put(m, direction, count);
+  }
+  put(v, second, count);
+  put(param, stepped(p, direction, second, rate, correction, e, keep), count);
+}
+
+/** `count` elements. Settings in float64 so that corrections are exact. */
 function update(param: usize, grad: usize, m: usize, v: usize, count: i32, step: i32, learningRate: f64, beta1: f64, beta2: f64, epsilon: f64, weightDecay: f64, gradScale: f64): void {
   const rate = f32x4.splat(<f32>(m ? learningRate / (1 - power(beta1, step)) : learningRate));
   const correction = f32x4.splat(<f32>(1 / (1 - power(beta2, step))));
@@ -40,19 +57,13 @@ function update(param: usize, grad: usize, m: usize, v: usize, count: i32, step:
   const e = f32x4.splat(<f32>epsilon), scale = f32x4.splat(<f32>gradScale);
   const b1 = f32x4.splat(<f32>beta1), c1 = f32x4.splat(<f32>(1 - beta1));
   const b2 = f32x4.splat(<f32>beta2), c2 = f32x4.splat(<f32>(1 - beta2));
-  for (let i = 0; i < count; i += 4) {
+  const whole = count & ~3;
+  for (let i = 0; i < whole; i += 4) {
     const at = (<usize>i) << 2;
-    const left = count - i;
-    const g = f32x4.mul(get(grad + at, left), scale);
-    const second = madd(b2, get(v + at, left), f32x4.mul(c2, f32x4.mul(g, g)));
-    let direction = g;
-    if (m) {
-      direction = madd(b1, get(m + at, left), f32x4.mul(c1, g));
-      put(m + at, direction, left);
-    }
-    put(v + at, second, left);
-    put(param + at, stepped(get(param + at, left), direction, second, rate, correction, e, keep), left);
+    updateVector(param + at, grad + at, m ? m + at : 0, v + at, 4, rate, correction, e, keep, scale, b1, c1, b2, c2);
   }
+  const at = (<usize>whole) << 2;
+  if (whole < count) updateVector(param + at, grad + at, m ? m + at : 0, v + at, count - whole, rate, correction, e, keep, scale, b1, c1, b2, c2);
 }
 
 export function adam(begin: i32, end: i32, param: usize, grad: usize, m: usize, v: usize, n: i32, step: i32, learningRate: f64, beta1: f64, beta2: f64, epsilon: f64, weightDecay: f64, gradScale: f64): void {
@@ -72,27 +83,10 @@ export function adamRows(begin: i32, end: i32, param: usize, grad: usize, rows: 
   }
 }
 
-/** A vector of a row after its step along g: p·keep − rate·g/d. */
-// @ts-ignore: decorator
-@inline
-function stepAlong(p: usize, g: usize, d: v128, rate: v128, keep: v128): void {
-  v128.store(p, f32x4.sub(f32x4.mul(v128.load(p), keep), f32x4.div(f32x4.mul(rate, v128.load(g)), d)));
-}
+/** A matrix and its gradient of no more bytes than this stay in a core's own cache, half a MiB or more on today's servers, from one pass to the next. */
+const NEAR: usize = 384 * 1024;
 
-/** C + share · Σ g² over four rows from g, `full` columns of them, whole vectors. */
-// @ts-ignore: decorator
-@inline
-function addSquares(C: usize, g: usize, bytes: usize, full: i32, share: v128): void {
-  const g1 = g + bytes, g2 = g1 + bytes, g3 = g2 + bytes;
-  for (let j = 0; j < full; j += 4) {
-    const at = (<usize>j) << 2;
-    const a = v128.load(g + at), b = v128.load(g1 + at), c = v128.load(g2 + at), d = v128.load(g3 + at);
-    const sum = f32x4.add(madd(a, a, f32x4.mul(b, b)), madd(c, c, f32x4.mul(d, d)));
-    v128.store(C + at, madd(share, sum, v128.load(C + at)));
-  }
-}
-
-/** Reads a word of every cache line in order: what several rows at a time would fetch, and no prefetcher foresee, is there when they come. */
+/** Reads a word of every cache line, so that what comes later finds it near: loads that wait for nothing but memory, many at a time. */
 // @ts-ignore: decorator
 @inline
 function touch(p: usize, bytes: usize): i32 {
@@ -101,114 +95,120 @@ function touch(p: usize, bytes: usize): i32 {
   return all;
 }
 
+/** Σ g² over a row of `width` elements, as `dotOf` has it, and sums[j] += g[j]². */
+function squaresOfRow(g: usize, sums: usize, width: i32): f64 {
+  let total: f64 = 0;
+  let j = 0;
+  while (width - j >= 16) {
+    const stop = j + min(BLOCK, (width - j) & ~15);
+    let a = f32x4.splat(0), b = a, c = a, d = a;
+    for (; j < stop; j += 16) {
+      const at = (<usize>j) << 2;
+      const x = g + at, s = sums + at;
+      const x0 = v128.load(x), x1 = v128.load(x, 16), x2 = v128.load(x, 32), x3 = v128.load(x, 48);
+      const y0 = f32x4.mul(x0, x0), y1 = f32x4.mul(x1, x1), y2 = f32x4.mul(x2, x2), y3 = f32x4.mul(x3, x3);
+      a = f32x4.add(a, y0);
+      b = f32x4.add(b, y1);
+      c = f32x4.add(c, y2);
+      d = f32x4.add(d, y3);
+      v128.store(s, f32x4.add(v128.load(s), y0));
+      v128.store(s, f32x4.add(v128.load(s, 16), y1), 16);
+      v128.store(s, f32x4.add(v128.load(s, 32), y2), 32);
+      v128.store(s, f32x4.add(v128.load(s, 48), y3), 48);
+    }
+    total += lanes(f32x4.add(f32x4.add(a, b), f32x4.add(c, d)));
+  }
+  for (; j < width; j++) {
+    const at = (<usize>j) << 2;
+    const x = load<f32>(g + at);
+    total += <f64>x * <f64>x;
+    store<f32>(sums + at, load<f32>(sums + at) + x * x);
+  }
+  return total;
+}
+
+/** A vector after its step along g: p·keep − rate·g/(root·f + ε). */
+// @ts-ignore: decorator
+@inline
+function along(p: v128, g: v128, root: v128, f: v128, rate: v128, e: v128, keep: v128): v128 {
+  return f32x4.sub(f32x4.mul(p, keep), f32x4.div(f32x4.mul(rate, g), madd(root, f, e)));
+}
+
 /**
- * The root of the second moment's estimate is the product of two roots, one of its row's mean, one of its column's: taken so, four rows at a time share
- * the latter, and a matrix is done in two passes over its gradient.
+ * The root of the second moment's estimate is the product of two roots, one of its row's mean, one of its column's. Those of the columns are taken once a
+ * matrix, so that its gradient is gone through twice, and its weights once, in the order in which they lie in memory; what is small is fetched in the first
+ * pass, which waits less for it. roots: `width` numbers a slot.
  */
-export function factoredAdamRows(begin: i32, end: i32, param: usize, grad: usize, rows: usize, slots: i32, height: i32, width: i32, rowMean: usize, colMean: usize, steps: usize, learningRate: f64, beta1: f64, beta2: f64, epsilon: f64, weightDecay: f64, gradScale: f64): void {
-  const bytes = (<usize>width) << 2, full = width & ~3;
+export function factoredAdamRows(begin: i32, end: i32, param: usize, grad: usize, rows: usize, slots: i32, height: i32, width: i32, rowMean: usize, colMean: usize, steps: usize, roots: usize, learningRate: f64, beta1: f64, beta2: f64, epsilon: f64, weightDecay: f64, gradScale: f64): void {
+  const bytes = (<usize>width) << 2;
   const matrix = bytes * <usize>height;
-  const fours = height & ~3;
   const b2 = f32x4.splat(<f32>beta2);
   const squared = (1 - beta2) * gradScale * gradScale;
   const share = f32x4.splat(<f32>(squared / <f64>height));
-  const rate1 = <f32>(learningRate * gradScale), e1 = <f32>epsilon, keep1 = <f32>(1 - learningRate * weightDecay);
-  const rate = f32x4.splat(rate1), e = f32x4.splat(e1), keep = f32x4.splat(keep1);
+  const rate = f32x4.splat(<f32>(learningRate * gradScale)), e = f32x4.splat(<f32>epsilon), keep = f32x4.splat(<f32>(1 - learningRate * weightDecay));
   for (let s = begin; s < end; s++) {
     const which = rows ? load<i32>(rows + ((<usize>s) << 2)) : s;
     if (which < 0) continue;
     const counter = steps + ((<usize>which) << 2);
     const step = load<i32>(counter) + 1;
     store<i32>(counter, step);
-    const R = rowMean + (<usize>which * <usize>height << 2), C = colMean + bytes * <usize>which;
-    let g = grad + matrix * <usize>s, p = param + matrix * <usize>which;
-    for (let j = 0; j < width; j += 4) {
-      const at = (<usize>j) << 2;
-      put(C + at, f32x4.mul(b2, get(C + at, width - j)), width - j);
-    }
+    const R = rowMean + (<usize>which * <usize>height << 2), C = colMean + bytes * <usize>which, root = roots + bytes * <usize>s;
+    const g = grad + matrix * <usize>s, p = param + matrix * <usize>which;
+    memory.fill(root, 0, bytes);
     let overall: f64 = 0;
     for (let i = 0; i < height; i++) {
-      const x = g + bytes * <usize>i, r = R + ((<usize>i) << 2);
-      store<f32>(r, <f32>(beta2 * <f64>load<f32>(r) + squared * dotOf(x, x, width) / <f64>width));
+      const r = R + ((<usize>i) << 2);
+      if (matrix <= NEAR / 2) touch(p + bytes * <usize>i, bytes);
+      store<f32>(r, <f32>(beta2 * <f64>load<f32>(r) + squared * squaresOfRow(g + bytes * <usize>i, root, width) / <f64>width));
       overall += <f64>load<f32>(r);
-      // Four rows that have just been read.
-      if ((i & 3) == 3) addSquares(C, x - 3 * bytes, bytes, full, share);
     }
-    for (let i = fours; i < height; i++) {
-      const x = g + bytes * <usize>i;
-      for (let j = 0; j < full; j += 4) {
-        const at = (<usize>j) << 2;
-        const a = v128.load(x + at);
-        v128.store(C + at, madd(share, f32x4.mul(a, a), v128.load(C + at)));
-      }
-    }
-    for (let j = full; j < width; j++) {
+    for (let j = 0; j < width; j += 4) {
       const at = (<usize>j) << 2;
-      let sum: f32 = 0;
-      for (let i = 0; i < height; i++) {
-        const a = load<f32>(g + bytes * <usize>i + at);
-        sum += a * a;
-      }
-      store<f32>(C + at, load<f32>(C + at) + f32x4.extract_lane(share, 0) * sum);
+      const mean = madd(share, get(root + at, width - j), f32x4.mul(b2, get(C + at, width - j)));
+      put(C + at, mean, width - j);
+      put(root + at, f32x4.sqrt(mean), width - j);
     }
     // 0 where no gradient ever was: the columns' means are 0 then too.
     overall = (overall / <f64>height) * (1 - power(beta2, step));
     const inverse = overall == 0 ? 0 : 1 / overall;
     for (let i = 0; i < height; i++) {
-      const f = rootOf(R, i, inverse), f0 = f32x4.splat(f);
-      for (let j = full; j < width; j++) {
+      const f = f32x4.splat(<f32>Math.sqrt(<f64>load<f32>(R + ((<usize>i) << 2)) * inverse));
+      const before = bytes * <usize>i;
+      let j = 0;
+      for (; j <= width - 16; j += 16) {
         const at = (<usize>j) << 2;
-        for (let r = 0; r < (i < fours ? 4 : 1); r++) {
-          const to = p + bytes * <usize>r + at;
-          const d = Mathf.sqrt(load<f32>(C + at)) * rootOf(R, i + r, inverse) + e1;
-          store<f32>(to, load<f32>(to) * keep1 - (rate1 * load<f32>(g + bytes * <usize>r + at)) / d);
-        }
+        const P = p + before + at, G = g + before + at, D = root + at;
+        v128.store(P, along(v128.load(P), v128.load(G), v128.load(D), f, rate, e, keep));
+        v128.store(P, along(v128.load(P, 16), v128.load(G, 16), v128.load(D, 16), f, rate, e, keep), 16);
+        v128.store(P, along(v128.load(P, 32), v128.load(G, 32), v128.load(D, 32), f, rate, e, keep), 32);
+        v128.store(P, along(v128.load(P, 48), v128.load(G, 48), v128.load(D, 48), f, rate, e, keep), 48);
       }
-      if (i < fours) {
-        const f1 = f32x4.splat(rootOf(R, i + 1, inverse)), f2 = f32x4.splat(rootOf(R, i + 2, inverse)), f3 = f32x4.splat(rootOf(R, i + 3, inverse));
-        const p1 = p + bytes, p2 = p1 + bytes, p3 = p2 + bytes;
-        touch(p, 4 * bytes);
-        const g1 = g + bytes, g2 = g1 + bytes, g3 = g2 + bytes;
-        for (let j = 0; j < full; j += 4) {
-          const at = (<usize>j) << 2;
-          const root = f32x4.sqrt(v128.load(C + at));
-          stepAlong(p + at, g + at, madd(root, f0, e), rate, keep);
-          stepAlong(p1 + at, g1 + at, madd(root, f1, e), rate, keep);
-          stepAlong(p2 + at, g2 + at, madd(root, f2, e), rate, keep);
-          stepAlong(p3 + at, g3 + at, madd(root, f3, e), rate, keep);
-        }
-        p = p3 + bytes;
-        g = g3 + bytes;
-        i += 3;
-      } else {
-        for (let j = 0; j < full; j += 4) {
-          const at = (<usize>j) << 2;
-          stepAlong(p + at, g + at, madd(f32x4.sqrt(v128.load(C + at)), f0, e), rate, keep);
-        }
-        p += bytes;
-        g += bytes;
+      for (; j < width; j += 4) {
+        const at = (<usize>j) << 2, left = width - j;
+        const P = p + before + at;
+        put(P, along(get(P, left), get(g + before + at, left), get(root + at, left), f, rate, e, keep), left);
       }
     }
   }
 }
 
-/** √(R[i] · inverse). */
+/** param −= rate·grad for a vector, or `count` elements of one. */
 // @ts-ignore: decorator
 @inline
-function rootOf(R: usize, i: i32, inverse: f64): f32 {
-  return <f32>Math.sqrt(<f64>load<f32>(R + ((<usize>i) << 2)) * inverse);
+function descendVector(param: usize, grad: usize, rate: v128, count: i32): void {
+  put(param, f32x4.sub(get(param, count), f32x4.mul(rate, get(grad, count))), count);
 }
 
 /** param −= rate·grad. */
-// @ts-ignore: decorator
-@inline
 function descend(param: usize, grad: usize, n: i32, rate: f32): void {
   const rate4 = f32x4.splat(rate);
-  for (let i = 0; i < n; i += 4) {
+  const whole = n & ~3;
+  for (let i = 0; i < whole; i += 4) {
     const at = (<usize>i) << 2;
-    const left = n - i;
-    put(param + at, f32x4.sub(get(param + at, left), f32x4.mul(rate4, get(grad + at, left))), left);
+    descendVector(param + at, grad + at, rate4, 4);
   }
+  const at = (<usize>whole) << 2;
+  if (whole < n) descendVector(param + at, grad + at, rate4, n - whole);
 }
 
 export function sgd(begin: i32, end: i32, param: usize, grad: usize, n: i32, learningRate: f32, gradScale: f32): void {

@@ -460,7 +460,9 @@ export class CpuBackend implements Backend {
     this.#run("adamRows", slots, rowGrain(width), ptr(param), ptr(grad), ptr(rows), slots, width, ptr(m), ptr(v), ptr(steps), ...adamWords(settings));
   }
   factoredAdamRows(param: Buf, grad: Buf, rows: Buf | null, slots: number, height: number, width: number, rowMean: Buf, colMean: Buf, steps: Buf, settings: AdamSettings): void {
-    this.#run("factoredAdamRows", slots, rowGrain(height * width), ptr(param), ptr(grad), ptr(rows), slots, height, width, ptr(rowMean), ptr(colMean), ptr(steps), ...adamWords(settings));
+    const roots = this.alloc("float32", slots * width);
+    this.#run("factoredAdamRows", slots, rowGrain(height * width), ptr(param), ptr(grad), ptr(rows), slots, height, width, ptr(rowMean), ptr(colMean), ptr(steps), ptr(roots), ...adamWords(settings));
+    this.free(roots);
   }
   sgd(param: Buf, grad: Buf, n: number, learningRate: number, gradScale: number): void {
     this.#run("sgd", n, GRAIN, ptr(param), ptr(grad), n, learningRate, gradScale);

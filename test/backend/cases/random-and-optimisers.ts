@@ -72,7 +72,7 @@ for (const [slots, width] of SHAPES) {
   add("adamRows", `${label}, no momentum`, state, (b, s) => b.adamRows(s.param, s.grad, s.rows, slots, width, null, s.v, s.steps, NO_MOMENTUM), { param: 10 });
   add("sgdRows", label, { param: draw.floats(n), grad: draw.floats(n), rows }, (b, { param, grad, rows }) => b.sgdRows(param, grad, rows, slots, width, 0.5, 0.7));
 }
-for (const [slots, height, width] of [[1, 1, 1], [3, 4, 5], [2, 17, 3], [5, 5, 64], [4, 100, 100]] as const) {
+for (const [slots, height, width] of [[1, 1, 1], [3, 4, 5], [2, 17, 3], [5, 5, 64], [4, 100, 100], [1, 3, 1030], [2, 200, 250]] as const) {
   const n = slots * height * width;
   const label = `${slots} of ${height}×${width}`;
   const state = {
