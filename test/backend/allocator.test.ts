@@ -51,11 +51,23 @@ describe("Allocator", () => {
     expect(growths()).toBeLessThan(4);
   });
 
+  it("puts tensors of a power of two bytes at other places of the caches: in pages, sixteen of them a way, at least four from the one before", () => {
+    const { allocator } = space(256 * MIB);
+    for (const bytes of [MIB, 4 * MIB, 32 * MIB]) {
+      const ways = [0, 1, 2, 3].map(() => (allocator.alloc(bytes) / 4096) % 16);
+      expect(new Set(ways).size).toBe(4);
+      for (const [i, way] of ways.slice(1).entries()) {
+        const apart = (way - ways[i]! + 16) % 16;
+        expect(Math.min(apart, 16 - apart)).toBeGreaterThanOrEqual(4);
+      }
+    }
+  });
+
   it("finds the one block that fits among hundreds of its class that do not", () => {
     const { allocator } = space(8 * MIB);
     const blocks = Array.from({ length: 500 }, (_, i) => [allocator.alloc(i === 400 ? 1088 : 1024), allocator.alloc(64)]);
-    // All else, but for what beginning a page may take.
-    const rest = allocator.alloc(allocator.limit - allocator.reserved + allocator.freeBlocks().reduce((sum, { size }) => sum + size, 0) - (4096 - 64));
+    // All else, but for what beginning a page and the pages left out after it take.
+    const rest = allocator.alloc(allocator.limit - allocator.reserved + allocator.freeBlocks().reduce((sum, { size }) => sum + size, 0) - (5 * 4096 - 64));
     for (const [at] of blocks) allocator.free(at);
     expect(allocator.alloc(1088)).toBe(blocks[400][0]);
     expect(rest).toBeGreaterThan(0);

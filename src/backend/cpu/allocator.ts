@@ -5,6 +5,8 @@ import { TensorError } from "../../core/errors.js";
 const ALIGN = 64;
 /** Blocks from this size on begin a page of memory, as products of few rows want of their weights (docs/decisions/013). */
 const [LARGE, PAGE] = [2 ** 20, 4096];
+/** Pages left out after such a block: without, tensors of a power of two bytes made one after the other would lie at the same places of the caches, and drive each other out (docs/decisions/014). */
+const APART = 4;
 const CLASSES_PER_OCTAVE = 8;
 /** Blocks of the exact class that are looked at before a larger one is cut. */
 const TRIES = 16;
@@ -52,13 +54,13 @@ export class Allocator {
   /** The address of at least `bytes` bytes, aligned to 64, and where they are a MiB or more to a page. @throws TensorError when the space is exhausted */
   alloc(bytes: number): number {
     if (!(Number.isInteger(bytes) && bytes >= 0)) throw new TensorError(`alloc: expected a whole number of bytes of at least 0, got ${bytes}.`);
-    const spare = bytes >= LARGE ? PAGE - ALIGN : 0;
-    const size = Math.max(ALIGN, Math.ceil(bytes / ALIGN) * ALIGN) + spare;
+    const [align, apart] = bytes >= LARGE ? [PAGE, APART * PAGE] : [ALIGN, 0];
+    const size = Math.max(ALIGN, Math.ceil(bytes / ALIGN) * ALIGN) + (align - ALIGN) + apart;
     const block = this.#find(size) ?? this.#extend(size, bytes);
     this.#unlist(block);
     if (block.size - size >= ALIGN) this.#split(block, size);
     block.free = false;
-    const address = Math.ceil(block.start / (spare + ALIGN)) * (spare + ALIGN);
+    const address = Math.ceil(block.start / align) * align;
     this.#live.set(address, block);
     this.used += block.size;
     this.peak = Math.max(this.peak, this.used);
