@@ -83,8 +83,8 @@ export function adamRows(begin: i32, end: i32, param: usize, grad: usize, rows: 
   }
 }
 
-/** A matrix and its gradient of no more bytes than this stay in a core's own cache, half a MiB or more on today's servers, from one pass to the next. */
-const NEAR: usize = 384 * 1024;
+/** A matrix of no more bytes than this stays with its gradient in a core's own cache, half a MiB or more on today's servers, from one pass to the next. */
+const NEAR: usize = 192 * 1024;
 
 /** Reads a word of every cache line, so that what comes later finds it near: loads that wait for nothing but memory, many at a time. */
 // @ts-ignore: decorator
@@ -158,7 +158,7 @@ export function factoredAdamRows(begin: i32, end: i32, param: usize, grad: usize
     let overall: f64 = 0;
     for (let i = 0; i < height; i++) {
       const r = R + ((<usize>i) << 2);
-      if (matrix <= NEAR / 2) touch(p + bytes * <usize>i, bytes);
+      if (matrix <= NEAR) touch(p + bytes * <usize>i, bytes);
       store<f32>(r, <f32>(beta2 * <f64>load<f32>(r) + squared * squaresOfRow(g + bytes * <usize>i, root, width) / <f64>width));
       overall += <f64>load<f32>(r);
     }

@@ -54,8 +54,9 @@ export class Allocator {
   /** The address of at least `bytes` bytes, aligned to 64, and where they are a MiB or more to a page. @throws TensorError when the space is exhausted */
   alloc(bytes: number): number {
     if (!(Number.isInteger(bytes) && bytes >= 0)) throw new TensorError(`alloc: expected a whole number of bytes of at least 0, got ${bytes}.`);
-    const [align, apart] = bytes >= LARGE ? [PAGE, APART * PAGE] : [ALIGN, 0];
-    const size = Math.max(ALIGN, Math.ceil(bytes / ALIGN) * ALIGN) + (align - ALIGN) + apart;
+    const align = bytes >= LARGE ? PAGE : ALIGN;
+    const spare = bytes >= LARGE ? (1 + APART) * PAGE - ALIGN : 0;
+    const size = Math.max(ALIGN, Math.ceil(bytes / ALIGN) * ALIGN) + spare;
     const block = this.#find(size) ?? this.#extend(size, bytes);
     this.#unlist(block);
     if (block.size - size >= ALIGN) this.#split(block, size);
