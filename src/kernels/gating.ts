@@ -4,31 +4,7 @@ import { normalCdf4, normalPdf4, sigmoid4, softplus4 } from "./math";
 import { randomNormal } from "./random";
 import { cutOf, orderOf } from "./select";
 import { topK } from "./softmax";
-import { addRow, fillRow, loadPart, loadPartOr, storePart, sumOf } from "./vectors";
-
-// @ts-ignore: decorator
-@inline
-function number(p: usize, i: i32): f32 {
-  return load<f32>(p + ((<usize>i) << 2));
-}
-
-// @ts-ignore: decorator
-@inline
-function int(p: usize, i: i32): i32 {
-  return load<i32>(p + ((<usize>i) << 2));
-}
-
-// @ts-ignore: decorator
-@inline
-function place(p: usize, i: i32): usize {
-  return p + ((<usize>i) << 2);
-}
-
-// @ts-ignore: decorator
-@inline
-function row(p: usize, r: i32, width: i32): usize {
-  return p + (<usize>r * <usize>width << 2);
-}
+import { addRow, fillRow, int, loadPart, loadPartOr, number, place, row, storePart, sumOf } from "./vectors";
 
 /** First row of segment s: from offsets, or of parts of equal size. */
 // @ts-ignore: decorator

@@ -1,12 +1,6 @@
 /** Layer normalisation and its gradient: by rows for dx, by columns for gamma and beta. */
 
-import { BLOCK, fillRow, lanes, sumOf } from "./vectors";
-
-// @ts-ignore: decorator
-@inline
-function row(p: usize, r: i32, width: i32): usize {
-  return p + (<usize>r * <usize>width << 2);
-}
+import { BLOCK, fillRow, lanes, row, sumOf } from "./vectors";
 
 /** Σ (x − mean)². */
 function squaredDistance(x: usize, n: i32, mean: f32): f64 {

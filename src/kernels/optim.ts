@@ -1,19 +1,6 @@
 /** Optimiser updates: Adam, dense, by rows and with a factored second moment (App. D); SGD; sums of squares for clipping. */
 
-import { BLOCK, dotOf, lanes, loadPart, madd, storePart } from "./vectors";
-
-// @ts-ignore: decorator
-@inline
-function get(p: usize, count: i32): v128 {
-  return count >= 4 ? v128.load(p) : loadPart(p, count);
-}
-
-// @ts-ignore: decorator
-@inline
-function put(p: usize, v: v128, count: i32): void {
-  if (count >= 4) v128.store(p, v);
-  else storePart(p, v, count);
-}
+import { BLOCK, dotOf, lanes, loadUpTo4, madd, storeUpTo4 } from "./vectors";
 
 /** βᵗ by squaring. */
 function power(beta: f64, t: i32): f64 {
@@ -37,16 +24,16 @@ function stepped(p: v128, direction: v128, v: v128, rate: v128, correction: v128
 @inline
 function updateVector(param: usize, grad: usize, m: usize, v: usize, count: i32, rate: v128, correction: v128, e: v128, keep: v128, scale: v128, b1: v128, c1: v128, b2: v128, c2: v128): void {
   // Before anything is stored: processors take a load for one of what was just stored where the last twelve bits of the addresses are equal, as those of large tensors are.
-  const p = get(param, count);
-  const g = f32x4.mul(get(grad, count), scale);
-  const second = madd(b2, get(v, count), f32x4.mul(c2, f32x4.mul(g, g)));
+  const p = loadUpTo4(param, count);
+  const g = f32x4.mul(loadUpTo4(grad, count), scale);
+  const second = madd(b2, loadUpTo4(v, count), f32x4.mul(c2, f32x4.mul(g, g)));
   let direction = g;
   if (m) {
-    direction = madd(b1, get(m, count), f32x4.mul(c1, g));
-    put(m, direction, count);
+    direction = madd(b1, loadUpTo4(m, count), f32x4.mul(c1, g));
+    storeUpTo4(m, direction, count);
   }
-  put(v, second, count);
-  put(param, stepped(p, direction, second, rate, correction, e, keep), count);
+  storeUpTo4(v, second, count);
+  storeUpTo4(param, stepped(p, direction, second, rate, correction, e, keep), count);
 }
 
 /** `count` elements. Settings in float64 so that corrections are exact. */
@@ -164,9 +151,9 @@ export function factoredAdamRows(begin: i32, end: i32, param: usize, grad: usize
     }
     for (let j = 0; j < width; j += 4) {
       const at = (<usize>j) << 2;
-      const mean = madd(share, get(root + at, width - j), f32x4.mul(b2, get(C + at, width - j)));
-      put(C + at, mean, width - j);
-      put(root + at, f32x4.sqrt(mean), width - j);
+      const mean = madd(share, loadUpTo4(root + at, width - j), f32x4.mul(b2, loadUpTo4(C + at, width - j)));
+      storeUpTo4(C + at, mean, width - j);
+      storeUpTo4(root + at, f32x4.sqrt(mean), width - j);
     }
     // 0 where no gradient ever was: the columns' means are 0 then too.
     overall = (overall / <f64>height) * (1 - power(beta2, step));
@@ -186,7 +173,7 @@ export function factoredAdamRows(begin: i32, end: i32, param: usize, grad: usize
       for (; j < width; j += 4) {
         const at = (<usize>j) << 2, left = width - j;
         const P = p + before + at;
-        put(P, along(get(P, left), get(g + before + at, left), get(root + at, left), f, rate, e, keep), left);
+        storeUpTo4(P, along(loadUpTo4(P, left), loadUpTo4(g + before + at, left), loadUpTo4(root + at, left), f, rate, e, keep), left);
       }
     }
   }
@@ -196,7 +183,7 @@ export function factoredAdamRows(begin: i32, end: i32, param: usize, grad: usize
 // @ts-ignore: decorator
 @inline
 function descendVector(param: usize, grad: usize, rate: v128, count: i32): void {
-  put(param, f32x4.sub(get(param, count), f32x4.mul(rate, get(grad, count))), count);
+  storeUpTo4(param, f32x4.sub(loadUpTo4(param, count), f32x4.mul(rate, loadUpTo4(grad, count))), count);
 }
 
 /** param −= rate·grad. */

@@ -4,7 +4,7 @@
  */
 
 import { log4, turn4 } from "./math";
-import { groupAt } from "./vectors";
+import { groupAt, int } from "./vectors";
 
 /** Low halves of the products of the even and the odd lanes, in order. */
 // @ts-ignore: decorator
@@ -137,12 +137,6 @@ export function randomNormal(begin: i32, end: i32, out: usize, n: i32, seedLo: u
 
 export function dropout(begin: i32, end: i32, x: usize, y: usize, n: i32, rate: f32, seedLo: u32, seedHi: u32, stream: u32, step: u32, start: f64): void {
   draw(DROPOUT, begin, end, x, y, seedLo, seedHi, stream, step, start, rate, 1 / (1 - rate), 0);
-}
-
-// @ts-ignore: decorator
-@inline
-function int(p: usize, i: i32): i32 {
-  return load<i32>(p + ((<usize>i) << 2));
 }
 
 export function randomUniformRows(begin: i32, end: i32, out: usize, rowIds: usize, rows: i32, width: i32, seedLo: u32, seedHi: u32, stream: u32, step: u32, start: f64, low: f32, high: f32): void {

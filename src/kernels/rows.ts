@@ -1,25 +1,12 @@
 /** Rows by index: gather, combine, route, segment sums, and additions at given places. */
 
 import { cutOf, orderOf } from "./select";
-import { addRow, copyRow, dotOf, fillRow, groupAt, madd, sumRows } from "./vectors";
-
-// @ts-ignore: decorator
-@inline
-function int(p: usize, i: i32): i32 {
-  return load<i32>(p + ((<usize>i) << 2));
-}
+import { addRow, copyRow, dotOf, fillRow, groupAt, int, madd, row, sumRows } from "./vectors";
 
 // @ts-ignore: decorator
 @inline
 function setInt(p: usize, i: i32, value: i32): void {
   store<i32>(p + ((<usize>i) << 2), value);
-}
-
-/** Address of row r. */
-// @ts-ignore: decorator
-@inline
-function row(p: usize, r: i32, width: i32): usize {
-  return p + (<usize>r * <usize>width << 2);
 }
 
 export function gatherRows(begin: i32, end: i32, src: usize, index: usize, out: usize, rows: i32, width: i32): void {

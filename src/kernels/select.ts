@@ -1,16 +1,12 @@
 /** Selection: the m-th largest of n numbers, and the places that hold the m largest. */
 
+import { number } from "./vectors";
+
 /** What numbers are compared by: NaN counts as −∞. */
 // @ts-ignore: decorator
 @inline
 export function orderOf(v: f32): f32 {
   return v == v ? v : -Infinity;
-}
-
-// @ts-ignore: decorator
-@inline
-function number(p: usize, i: i32): f32 {
-  return load<f32>(p + ((<usize>i) << 2));
 }
 
 // @ts-ignore: decorator

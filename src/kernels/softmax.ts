@@ -1,20 +1,8 @@
 /** Functions of whole rows: softmax and its relatives, the k largest, and dot products. */
 
 import { exp4 } from "./math";
-import { dotOf, largestOf, loadPart, storePart, sumOf } from "./vectors";
+import { dotOf, largestOf, loadPart, number, row, storePart, sumOf } from "./vectors";
 import { expSum, logOf, shiftFor } from "./exponentials";
-
-// @ts-ignore: decorator
-@inline
-function row(p: usize, r: i32, width: i32): usize {
-  return p + (<usize>r * <usize>width << 2);
-}
-
-// @ts-ignore: decorator
-@inline
-function number(p: usize, i: i32): f32 {
-  return load<f32>(p + ((<usize>i) << 2));
-}
 
 export function softmax(begin: i32, end: i32, x: usize, y: usize, rows: i32, cols: i32): void {
   for (let r = begin; r < end; r++) {

@@ -1,4 +1,32 @@
-/** Building blocks of every kernel: parts of vectors at the ends of rows, sums in a fixed order, whole rows copied and added, rows in groups. */
+/** Building blocks of every kernel: where rows and elements of 4 bytes are, parts of vectors at the ends of rows, sums in a fixed order, whole rows copied and added, rows in groups. */
+
+/** Where element i is. */
+// @ts-ignore: decorator
+@inline
+export function place(p: usize, i: i32): usize {
+  return p + ((<usize>i) << 2);
+}
+
+/** Where row r of rows of `width` elements begins. */
+// @ts-ignore: decorator
+@inline
+export function row(p: usize, r: i32, width: i32): usize {
+  return p + (<usize>r * <usize>width << 2);
+}
+
+/** Element i, a float32. */
+// @ts-ignore: decorator
+@inline
+export function number(p: usize, i: i32): f32 {
+  return load<f32>(place(p, i));
+}
+
+/** Element i, an int32. */
+// @ts-ignore: decorator
+@inline
+export function int(p: usize, i: i32): i32 {
+  return load<i32>(place(p, i));
+}
 
 /** a·b + c; fused where the build has relaxed SIMD. A kernel that uses it must use it for its last, partial vector too. */
 // @ts-ignore: decorator
@@ -31,6 +59,21 @@ export function storePart(p: usize, v: v128, count: i32): void {
   store<f32>(p, f32x4.extract_lane(v, 0));
   if (count > 1) store<f32>(p, f32x4.extract_lane(v, 1), 4);
   if (count > 2) store<f32>(p, f32x4.extract_lane(v, 2), 8);
+}
+
+/** Four elements at p, or the `count` that are left of a row and zeros. */
+// @ts-ignore: decorator
+@inline
+export function loadUpTo4(p: usize, count: i32): v128 {
+  return count >= 4 ? v128.load(p) : loadPart(p, count);
+}
+
+/** The four elements of v to p, or the first `count` where fewer are left of a row. */
+// @ts-ignore: decorator
+@inline
+export function storeUpTo4(p: usize, v: v128, count: i32): void {
+  if (count >= 4) v128.store(p, v);
+  else storePart(p, v, count);
 }
 
 /** Sum of the four lanes in float64. */
