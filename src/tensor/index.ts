@@ -6,7 +6,7 @@ export { backward, noGrad, oncePerPass, recompute, type BackwardOptions } from "
 export { defaultBackend, setDefaultBackend } from "./default-backend.js";
 export * from "./ops/elementwise.js";
 export * from "./ops/shape.js";
-export * from "./ops/products.js";
+export { matmul, groupedMatmul, groupedFeedForward, groupedBias } from "./ops/products.js";
 export * from "./ops/reduce.js";
 export {
   embedding,

@@ -11,6 +11,7 @@ import { needsGrad, noGrad, record } from "../tape.js";
 import { empty, sameShape, zeros, type Tensor } from "../tensor.js";
 import { scorer } from "./attention-scores.js";
 import type { LstmState, LstmWeights } from "./lstm.js";
+import { rowGradient, weightGradient } from "./products.js";
 import { concat, slice } from "./shape.js";
 
 /** Parameters of an attending LSTM layer of H units, over inputs of width D and a memory of width C. */
@@ -158,25 +159,14 @@ export function attentiveLstm(x: Tensor, weights: AttentiveLstmWeights, memory: 
       backend.gemm(false, true, B, P, 4 * H, 1, dGate, 4 * H, recurrentWeight.buffer, 4 * H, 0, dhNext.buffer, P);
       backend.gemm(false, true, B, P, A, 1, dQuery, A, queryWeight.buffer, A, 1, dhNext.buffer, P);
     }
-    const rows = T * B;
-    /** leftᵀ·right over all steps. */
-    const product = (left: Tensor, m: number, right: Tensor, n: number): Tensor => {
-      const dw = empty([m, n], "float32", backend);
-      backend.gemm(true, false, m, n, rows, 1, left.buffer, m, right.buffer, n, 0, dw.buffer, n);
-      return dw;
-    };
-    let dx: Tensor | undefined;
-    if (needs[0]) {
-      dx = empty(x.shape, "float32", backend);
-      backend.gemm(false, true, rows, D, 4 * H, 1, dGates.buffer, 4 * H, inputWeight.buffer, 4 * H, 0, dx.buffer, D);
-    }
     const dBias = empty([4 * H], "float32", backend);
     backend.spreadSum(dGates.buffer, all(4 * H), 1, dBias.buffer, dGates.size);
     const dValues = empty(values.shape, "float32", backend);
     backend.gemmBatched(B, true, false, S, C, T, 1, read.buffer, B * S, S, dContexts.buffer, B * C, C, 0, dValues.buffer, B * C, C);
     const { dKeys, dV } = scoreGradient.end(dScores);
-    return [dx, product(x, D, dGates, 4 * H), product(hPrevious, P, dGates, 4 * H), dBias, product(contexts, C, dGates, 4 * H), product(hPrevious, P, dQueries, A), dValues, dKeys,
-      ...(projection && hidden ? [product(hidden, H, dOut, P)] : []), ...(dV ? [dV] : [])];
+    const weights = [weightGradient(x, dGates), weightGradient(hPrevious, dGates), dBias, weightGradient(contexts, dGates), weightGradient(hPrevious, dQueries)];
+    const dx = needs[0] ? rowGradient(dGates, inputWeight) : undefined;
+    return [dx, ...weights, dValues, dKeys, ...(projection && hidden ? [weightGradient(hidden, dOut)] : []), ...(dV ? [dV] : [])];
   });
   const made = { state: end, weights: read };
   return withContexts ? { ...made, output: slice(joined, 2, 0, P), contexts: slice(joined, 2, P, P + C) } : { ...made, output };

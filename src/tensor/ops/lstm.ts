@@ -8,6 +8,7 @@ import { TensorError } from "../../core/errors.js";
 import { checkOperands } from "../shapes.js";
 import { record } from "../tape.js";
 import { empty, sameShape, zeros, type Tensor } from "../tensor.js";
+import { rowGradient, weightGradient } from "./products.js";
 
 /** Parameters of an LSTM layer of H units over inputs of width D. */
 export interface LstmWeights {
@@ -111,25 +112,15 @@ export function lstm(x: Tensor, weights: LstmWeights, state?: LstmState, resets?
         backend.maskRows(resets.buffer.at(t * B, B), dc.buffer, dc.buffer, B, H);
       }
     }
-    const rows = T * B;
-    const weightGradient = (left: Tensor, width: number): Tensor => {
-      const dw = empty([width, 4 * H], "float32", backend);
-      backend.gemm(true, false, width, 4 * H, rows, 1, left.buffer, width, dGates.buffer, 4 * H, 0, dw.buffer, 4 * H);
-      return dw;
-    };
-    let dx: Tensor | undefined;
-    if (needs[0]) {
-      dx = empty(x.shape, "float32", backend);
-      backend.gemm(false, true, rows, D, 4 * H, 1, dGates.buffer, 4 * H, inputWeight.buffer, 4 * H, 0, dx.buffer, D);
-    }
     const dBias = empty([4 * H], "float32", backend);
     backend.spreadSum(dGates.buffer, { div: 1, mod: 4 * H }, 1, dBias.buffer, dGates.size);
-    let dProjection: Tensor | undefined;
-    if (projection && hidden) {
-      dProjection = empty([H, P], "float32", backend);
-      backend.gemm(true, false, H, P, rows, 1, hidden.buffer, H, dOut.buffer, P, 0, dProjection.buffer, P);
-    }
-    return [dx, weightGradient(x, D), weightGradient(hPrevious, P), dBias, dProjection];
+    return [
+      needs[0] ? rowGradient(dGates, inputWeight) : undefined,
+      weightGradient(x, dGates),
+      weightGradient(hPrevious, dGates),
+      dBias,
+      projection && hidden ? weightGradient(hidden, dOut) : undefined,
+    ];
   });
   return { output, state: end };
 }

@@ -22,23 +22,31 @@ export function matmul(a: Tensor, b: Tensor): Tensor {
 
 function rowsTimesMatrix(a: Tensor, b: Tensor, k: number, n: number): Tensor {
   const backend = a.backend;
-  const m = a.shape.slice(0, -1).reduce((product, size) => product * size, 1);
+  const m = leadingRows(a);
   const y = empty([...a.shape.slice(0, -1), n], "float32", backend);
   backend.gemm(false, false, m, n, k, 1, a.buffer, k, b.buffer, n, 0, y.buffer, n);
-  return record("matmul", y, [a, b], (dy, needs) => {
-    const gradients: InputGradient[] = [undefined, undefined];
-    if (needs[0]) {
-      const da = empty(a.shape, "float32", backend);
-      backend.gemm(false, true, m, k, n, 1, dy.buffer, n, b.buffer, n, 0, da.buffer, k);
-      gradients[0] = da;
-    }
-    if (needs[1]) {
-      const db = empty(b.shape, "float32", backend);
-      backend.gemm(true, false, k, n, m, 1, a.buffer, k, dy.buffer, n, 0, db.buffer, n);
-      gradients[1] = db;
-    }
-    return gradients;
-  });
+  return record("matmul", y, [a, b], (dy, needs) => [needs[0] ? rowGradient(dy, b) : undefined, needs[1] ? weightGradient(a, dy) : undefined]);
+}
+
+/** Of rows·weights, the gradient of rows: dy·weightsᵀ over the last axis. Off the tape. */
+export function rowGradient(dy: Tensor, weights: Tensor): Tensor {
+  const [k, n] = weights.shape as [number, number];
+  const gradient = empty([...dy.shape.slice(0, -1), k], "float32", dy.backend);
+  dy.backend.gemm(false, true, leadingRows(dy), k, n, 1, dy.buffer, n, weights.buffer, n, 0, gradient.buffer, k);
+  return gradient;
+}
+
+/** Of rows·weights, the gradient of weights: rowsᵀ·dy over all leading axes, one product. Off the tape. */
+export function weightGradient(rows: Tensor, dy: Tensor): Tensor {
+  const [k, n] = [rows.shape.at(-1)!, dy.shape.at(-1)!];
+  const gradient = empty([k, n], "float32", rows.backend);
+  rows.backend.gemm(true, false, k, n, leadingRows(rows), 1, rows.buffer, k, dy.buffer, n, 0, gradient.buffer, n);
+  return gradient;
+}
+
+/** Rows of the last axis. */
+function leadingRows(x: Tensor): number {
+  return x.shape.slice(0, -1).reduce((product, size) => product * size, 1);
 }
 
 function batched(a: Tensor, b: Tensor, k: number, n: number): Tensor {
