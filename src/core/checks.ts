@@ -1,6 +1,7 @@
 /** Argument checks whose wording is the same everywhere. Each returns its value so that it can be used in place. */
 
 import { ConfigError, expectation } from "./errors.js";
+import { didYouMean } from "./suggest.js";
 
 /** An integer in [min, max]. */
 export function checkInteger(
@@ -34,6 +35,14 @@ export function checkOneOf<T extends string>(where: string, name: string, value:
     throw new ConfigError(expectation(where, `${name} to be one of ${choices.join(", ")}`, value));
   }
   return value as T;
+}
+
+/** Options that are among the known ones: one that is not, as where it is misspelt, would do nothing. Those that are undefined count as left out. */
+export function checkOptions(where: string, options: object, known: readonly string[]): void {
+  if (typeof options !== "object" || options === null) throw new ConfigError(expectation(where, "an object of options", options));
+  for (const [name, value] of Object.entries(options)) {
+    if (value !== undefined && !known.includes(name)) throw new ConfigError(expectation(where, `options among ${known.join(", ")}`, name, didYouMean(name, known)));
+  }
 }
 
 /** Where the first NaN or infinity stands; -1 when every value is finite. */

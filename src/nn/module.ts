@@ -1,6 +1,7 @@
 /** Modules: things with parameters. Parameters are found by walking properties, and named by the path to them. */
 
 import type { RandomKey } from "../backend/backend.js";
+import { checkInteger, checkNumber, checkOneOf } from "../core/checks.js";
 import { streamId } from "../core/random.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { keep } from "../tensor/scope.js";
@@ -19,34 +20,35 @@ export interface RunContext {
   rowIds?: Tensor;
 }
 
-/** Base of everything with parameters: subclasses keep parameters and other modules as properties, and are found by them. */
+/**
+ * Base of everything with parameters: subclasses keep parameters and other modules as properties, by themselves or in arrays, plain objects and maps, and are
+ * found there. What stands in a `#private` property or a Set is not.
+ *
+ * A parameter whose `requiresGrad` is set to false is frozen: it stays among the parameters and in the state, but has no gradient, so that no optimiser moves it.
+ */
 export abstract class Module {
   /** Whether `forward` without a context trains (dropout, gating noise). Set by `train()` and `eval()`. */
   training = true;
   #calls = 0;
 
-  /** Every parameter by its path, such as `experts.inputWeight`, in a fixed order. */
+  /** Every parameter by its path, such as `experts.inputWeight`, in a fixed order. One that two properties share has the first one's name. */
   namedParameters(prefix = ""): Map<string, Tensor> {
-    const found = new Map<string, Tensor>();
-    for (const [property, value] of Object.entries(this)) collect(found, value, prefix ? `${prefix}.${property}` : property);
-    return found;
+    return new Map([...tensorsOf(this, prefix)].filter(([, tensor]) => isParameter(tensor)));
   }
 
-  /** Every parameter once, also where two properties share it. */
+  /** The parameters of `namedParameters`. */
   parameters(): Tensor[] {
-    return [...new Set(this.namedParameters().values())];
+    return [...this.namedParameters().values()];
   }
 
-  /** Every tensor that a checkpoint must hold: parameters, and the buffers that change without gradients (`buffer`), by path. */
+  /** Every tensor that a checkpoint must hold: parameters, frozen ones too, and the buffers that change without gradients (`buffer`), by path. */
   namedState(prefix = ""): Map<string, Tensor> {
-    const found = new Map<string, Tensor>();
-    for (const [property, value] of Object.entries(this)) collect(found, value, prefix ? `${prefix}.${property}` : property, true);
-    return found;
+    return new Map([...tensorsOf(this, prefix)].filter(([, tensor]) => isParameter(tensor) || buffers.has(tensor)));
   }
 
-  /** Number of trainable scalars. */
+  /** Number of trainable scalars: of frozen parameters none. */
   numParameters(): number {
-    return this.parameters().reduce((sum, p) => sum + p.size, 0);
+    return this.parameters().reduce((sum, p) => sum + (p.requiresGrad ? p.size : 0), 0);
   }
 
   /** Turns training behaviour on (dropout, gating noise), in this module and those inside it. */
@@ -61,26 +63,15 @@ export abstract class Module {
 
   /** Frees all parameters, their gradients, and buffers. */
   dispose(): void {
-    for (const tensor of new Set(this.namedState().values())) {
+    for (const tensor of this.namedState().values()) {
       tensor.zeroGrad();
       tensor.dispose();
     }
   }
 
   #setTraining(training: boolean): this {
-    for (const module of this.#modules()) module.training = training;
+    for (const [, module] of partsOf(this, "")) if (module instanceof Module) module.training = training;
     return this;
-  }
-
-  *#modules(): Generator<Module> {
-    yield this;
-    for (const part of Object.values(this)) yield* Module.#within(part);
-  }
-
-  /** Modules in a property, found where `collect` finds parameters. */
-  static *#within(value: unknown): Generator<Module> {
-    if (value instanceof Module) yield* value.#modules();
-    else if (Array.isArray(value)) for (const part of value) yield* Module.#within(part);
   }
 
   /** The context of a call that was given none: the module's own mode, and a new step each time. */
@@ -89,17 +80,34 @@ export abstract class Module {
   }
 }
 
-function collect(found: Map<string, Tensor>, value: unknown, path: string, withBuffers = false): void {
-  if (value instanceof Tensor) {
-    if ((value.requiresGrad && !value.node) || (withBuffers && buffers.has(value))) found.set(path, value);
-  } else if (value instanceof Module) {
-    for (const [name, tensor] of withBuffers ? value.namedState(path) : value.namedParameters(path)) found.set(name, tensor);
-  } else if (Array.isArray(value)) {
-    for (const [i, part] of value.entries()) collect(found, part, `${path}.${i}`, withBuffers);
+/** The tensors and modules at a value and below it, each once and by the first path to it; module before its parts. */
+function* partsOf(value: unknown, path: string, seen = new Set<unknown>()): Generator<[path: string, part: Tensor | Module]> {
+  if (typeof value !== "object" || value === null || seen.has(value)) return;
+  seen.add(value);
+  if (value instanceof Tensor) yield [path, value];
+  else {
+    if (value instanceof Module) yield [path, value];
+    for (const [name, part] of entriesOf(value)) yield* partsOf(part, path ? `${path}.${name}` : String(name), seen);
   }
 }
 
+/** What a module, an array, a map or a plain object holds, by name; nothing of any other object. */
+function entriesOf(value: object): Iterable<[unknown, unknown]> {
+  if (Array.isArray(value) || value instanceof Map) return value.entries();
+  return value instanceof Module || Object.getPrototypeOf(value) === Object.prototype ? Object.entries(value) : [];
+}
+
+function* tensorsOf(module: Module, prefix: string): Generator<[string, Tensor]> {
+  for (const [path, part] of partsOf(module, prefix)) if (part instanceof Tensor) yield [path, part];
+}
+
+const parameters = new WeakSet<Tensor>();
 const buffers = new WeakSet<Tensor>();
+
+/** Made as one, frozen since or not, or a leaf that asks for a gradient. */
+function isParameter(tensor: Tensor): boolean {
+  return parameters.has(tensor) || (tensor.requiresGrad && !tensor.node);
+}
 
 /** How a parameter starts. Random ones are drawn from a stream of the parameter's own name, so the order of construction does not matter. */
 export type Init = { kind: "zeros" } | { kind: "ones" } | { kind: "constant"; value: number } | { kind: "uniform"; bound: number } | { kind: "normal"; std: number };
@@ -108,11 +116,15 @@ export type Init = { kind: "zeros" } | { kind: "ones" } | { kind: "constant"; va
  * Makes a trainable tensor that outlives every scope.
  * @param name path in the model; also the name of its random stream
  * @param shard which rows of the whole parameter `shape` has, where others have the rest: they start with the values that they have in the whole
+ * @throws ConfigError for an init of no known kind or without its number, and a seed that is no integer
  */
 export function parameter(name: string, shape: Shape, init: Init, seed = 0, shard?: Shard): Tensor {
+  checkInit(name, init);
+  checkInteger(name, "seed", seed);
   const backend = defaultBackend();
   const p = keep(empty(shape, "float32", backend));
   p.requiresGrad = true;
+  parameters.add(p);
   p.name = name;
   p.shard = shard;
   const key: RandomKey = { seed, stream: streamId("init", name), step: 0 };
@@ -123,6 +135,14 @@ export function parameter(name: string, shape: Shape, init: Init, seed = 0, shar
   else if (init.kind === "uniform") backend.randomUniform(p.buffer, p.size, key, start, -init.bound, init.bound);
   else backend.randomNormal(p.buffer, p.size, key, start, 0, init.std);
   return p;
+}
+
+/** Numbers that an init of a kind must say. */
+const OF_INIT: Readonly<Record<Init["kind"], readonly string[]>> = { zeros: [], ones: [], constant: ["value"], uniform: ["bound"], normal: ["std"] };
+
+function checkInit(name: string, init: Init): void {
+  const kind = checkOneOf(name, "init.kind", (init as Init | undefined)?.kind, Object.keys(OF_INIT) as Init["kind"][]);
+  for (const number of OF_INIT[kind]) checkNumber(name, `init.${number}`, init[number as keyof Init]);
 }
 
 /** Makes a tensor of zeros that belongs to a module's state but has no gradient: it outlives every scope, and is saved in checkpoints. */

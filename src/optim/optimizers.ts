@@ -4,7 +4,7 @@
  */
 
 import type { AdamSettings } from "../backend/backend.js";
-import { checkNumber } from "../core/checks.js";
+import { checkNumber, checkOptions } from "../core/checks.js";
 import { ConfigError, expectation } from "../core/errors.js";
 import { keep, scope } from "../tensor/scope.js";
 import { toDense } from "../tensor/tape.js";
@@ -38,7 +38,13 @@ abstract class Base implements Optimizer {
   readonly #scales: ReadonlyMap<string, number>;
 
   constructor(readonly parameters: ReadonlyMap<string, Tensor>, { learningRateScale = () => 1 }: OptimizerOptions) {
-    if (!(parameters.size > 0)) throw new ConfigError("Optimizer: expected at least one parameter, got none. Pass module.namedParameters().");
+    if (!(parameters instanceof Map)) throw new ConfigError(expectation("Optimizer", "a map of parameters by name", parameters, "Pass module.namedParameters()."));
+    if (parameters.size === 0) throw new ConfigError("Optimizer: expected at least one parameter, got none. Pass module.namedParameters().");
+    const names = new Map<Tensor, string>();
+    for (const [name, p] of parameters) {
+      if (names.has(p)) throw new ConfigError(expectation("Optimizer", "each parameter once", `${name}, which is ${names.get(p)}`, "Pass module.namedParameters()."));
+      names.set(p, name);
+    }
     this.#scales = new Map(Array.from(parameters.keys(), (name) => [name, learningRateScale(name)]));
     for (const [name, scale] of this.#scales) checkNumber("Optimizer", `learningRateScale of ${name}`, scale, { min: 0 });
   }
@@ -112,7 +118,9 @@ export class Adam extends Base {
   /** Updates of parameters whose last gradient was dense, which a step need not read; their tensors say the same. Forgotten when these may be filled from elsewhere. */
   readonly #counts = new Map<string, number>();
 
-  constructor(parameters: ReadonlyMap<string, Tensor>, { beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weightDecay = 0, factored = () => false, ...common }: AdamOptions = {}) {
+  constructor(parameters: ReadonlyMap<string, Tensor>, options: AdamOptions = {}) {
+    checkOptions("Adam", options, ["beta1", "beta2", "epsilon", "weightDecay", "factored", "learningRateScale"] satisfies (keyof AdamOptions)[]);
+    const { beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8, weightDecay = 0, factored = () => false, ...common } = options;
     super(parameters, common);
     checkNumber("Adam", "beta1", beta1, { min: 0, max: 0.999999 });
     checkNumber("Adam", "beta2", beta2, { min: 0, max: 0.99999999 });
@@ -191,6 +199,7 @@ export class Adam extends Base {
 /** Stochastic gradient descent: p −= learningRate · g. */
 export class Sgd extends Base {
   constructor(parameters: ReadonlyMap<string, Tensor>, options: OptimizerOptions = {}) {
+    checkOptions("Sgd", options, ["learningRateScale"] satisfies (keyof OptimizerOptions)[]);
     super(parameters, options);
   }
 

@@ -279,7 +279,7 @@ const bad: Record<string, [call: () => unknown, kind: Kind, says: string]> = {
   "an optimiser of a list": [
     () => new Sgd(linear().parameters() as never),
     ConfigError,
-    "Optimizer: expected at least one parameter, got none. Pass module.namedParameters().",
+    "Optimizer: expected a map of parameters by name, got [Tensor, Tensor]. Pass module.namedParameters().",
   ],
   "a beta of one": [
     () => new Adam(linear().namedParameters(), { beta1: 1 }),

@@ -3,6 +3,7 @@
 import { describe, expect, it } from "vitest";
 import { Dropout, Embedding, LayerNorm, Linear, Lstm } from "#sparsegate/nn/layers.js";
 import { fanInUniform, Module, parameter, type Init } from "#sparsegate/nn/module.js";
+import { Sgd } from "#sparsegate/optim/optimizers.js";
 import * as sg from "#sparsegate/tensor/index.js";
 import type { Tensor } from "#sparsegate/tensor/index.js";
 import { gradientErrors, param } from "../tensor/finite-differences.js";
@@ -171,7 +172,7 @@ describe("Module", () => {
     readonly drop = new Dropout(0.5);
   }
 
-  it("names parameters by the path to them, once each in `parameters`; tensors that need no gradient are none", () => {
+  it("names parameters by the path to them, once each and by the first; tensors that need no gradient are none", () => {
     const net = new Net();
     expect([...net.namedParameters().keys()]).toEqual([
       "blocks.0.weight",
@@ -179,10 +180,52 @@ describe("Module", () => {
       "blocks.1.weight",
       "norm.gamma",
       "norm.beta",
-      "shared",
     ]);
     expect(net.parameters()).toHaveLength(5);
     expect(net.numParameters()).toBe(4 + 2 + 4 + 2 + 2);
+  });
+
+  it("moves a parameter that two properties share once a step", () => {
+    const net = new Net();
+    const [{ bias, weight }] = net.blocks as unknown as [{ bias: sg.Tensor; weight: sg.Tensor }];
+    sg.scope(() => sg.backward(sg.sum(sg.add(sg.sum(weight), sg.sum(bias)))));
+    const before = weight.dataSync()[0]!;
+    new Sgd(net.namedParameters()).step(0.25);
+    expect(weight.dataSync()[0]).toBeCloseTo(before - 0.25, 6);
+  });
+
+  it("finds modules in plain objects and maps, and goes round in no circle", () => {
+    const inside = new Linear({ inputSize: 1, outputSize: 1 });
+    const drop = new Dropout(0.5);
+    const net = new (class extends Module {
+      readonly parts = { first: inside, byName: new Map<string, Module>([["drop", drop], ["again", inside]]) };
+      readonly self = this;
+    })();
+    expect([...net.namedParameters("net").keys()]).toEqual(["net.parts.first.weight", "net.parts.first.bias"]);
+    net.eval();
+    expect(drop.training).toBe(false);
+  });
+
+  it("keeps frozen parameters in the state, and optimisers leave them until they are free again", () => {
+    const linear = new Linear({ inputSize: 1, outputSize: 1 });
+    const { weight } = linear;
+    const sgd = new Sgd(linear.namedParameters());
+    const step = (): number => {
+      sg.scope(() => sg.backward(sg.sum(linear.forward(sg.full([1, 1], 1)))));
+      const before = weight.dataSync()[0]!;
+      sgd.step(0.5);
+      sgd.zeroGrad();
+      return weight.dataSync()[0]! - before;
+    };
+    weight.requiresGrad = false;
+    expect([...linear.namedState().keys()]).toEqual(["weight", "bias"]);
+    expect(linear.numParameters()).toBe(1);
+    expect(step()).toBe(0);
+    weight.requiresGrad = true;
+    expect(step()).toBeCloseTo(-0.5, 6);
+    weight.requiresGrad = false;
+    linear.dispose();
+    expect(weight.disposed).toBe(true);
   });
 
   it("switches everything below it between training and evaluation", () => {

@@ -388,6 +388,20 @@ describe("optimisers refuse", () => {
       "Optimizer: expected learningRateScale of w to be a finite number of at least 0, got NaN.",
     ],
     [
+      "a parameter of two names",
+      () => {
+        const [w] = one().values();
+        return new Adam(new Map([["a", w!], ["b", w!]]));
+      },
+      'Optimizer: expected each parameter once, got "b, which is a". Pass module.namedParameters().',
+    ],
+    [
+      "an option that is misspelt",
+      () => new Adam(one(), { weight_decay: 0.1 } as never),
+      'Adam: expected options among beta1, beta2, epsilon, weightDecay, factored, learningRateScale, got "weight_decay". Did you mean weightDecay?',
+    ],
+    ["momentum", () => new Sgd(one(), { momentum: 0.9 } as never), 'Sgd: expected options among learningRateScale, got "momentum".'],
+    [
       "a vector to factor",
       () => new Adam(one(), { factored: () => true }).prepare(),
       "Adam: expected a factored parameter to have two or three axes, got [1]",
