@@ -33,6 +33,7 @@ export function show(value: unknown): string {
   if (typeof value === "string") return JSON.stringify(value.length > 80 ? `${value.slice(0, 77)}...` : value);
   if (Array.isArray(value)) return `[${value.slice(0, 8).map(show).join(", ")}${value.length > 8 ? ", ..." : ""}]`;
   if (typeof value === "object" && value !== null) return value.constructor?.name ?? "object";
+  if (typeof value === "function") return value.name || "a function";
   return String(value);
 }
 

@@ -4,7 +4,7 @@
  */
 
 import type { Communicator } from "../comm/communicator.js";
-import { checkInteger, checkNumber } from "../core/checks.js";
+import { checkInteger, checkNumber, checkOneOf } from "../core/checks.js";
 import { ConfigError, type NonFiniteError, expectation } from "../core/errors.js";
 import type { GateConfig } from "../moe/gates/index.js";
 import { HierarchicalMoE } from "../moe/hierarchical.js";
@@ -44,6 +44,8 @@ export type MiddleConfig =
   | { kind: "none" }
   /** Nothing, nor the second LSTM layer: LSTM-2048-512 and its like. */
   | { kind: "single" };
+
+const MIDDLES = ["moe", "dense", "lstm", "none", "single"] as const satisfies readonly MiddleConfig["kind"][];
 
 /** LSTM layers of a model with this middle. */
 export function lstmLayers(middle: MiddleConfig): number {
@@ -95,6 +97,7 @@ export class FeedForward extends Module {
 
   constructor({ hiddenSize, hiddenSizes, name, seed }: { hiddenSize: number; hiddenSizes: readonly number[]; name: string; seed: number }) {
     super();
+    if (hiddenSizes.length === 0) throw new ConfigError(expectation(name, "hiddenSizes of at least one layer", hiddenSizes));
     const widths = [hiddenSize, ...hiddenSizes, hiddenSize];
     this.layers = widths.slice(1).map((outputSize, i) => {
       const inputSize = widths[i]!;
@@ -149,6 +152,10 @@ export class LanguageModel extends Module {
     checkInteger("LanguageModel", "hiddenSize", hiddenSize, { min: 1 });
     checkInteger("LanguageModel", "lstmSize", lstmSize, { min: 1 });
     checkNumber("LanguageModel", "dropout", dropout, { min: 0, max: 0.99 });
+    if (initScale !== undefined) checkNumber("LanguageModel", "initScale", initScale, { min: 0 });
+    // Anything else would be a model without a middle.
+    checkOneOf("LanguageModel", "middle.kind", (middle as MiddleConfig | undefined)?.kind, MIDDLES);
+    if (middle.kind === "lstm") checkInteger("LanguageModel", "middle.layers", middle.layers, { min: 1 });
     const init = initScale === undefined ? undefined : ({ kind: "uniform", bound: initScale } as const);
     const withInit = init ? { init } : {};
     this.embedding = new Embedding({ name: "embedding", seed, vocabSize, hiddenSize, ...withInit });

@@ -5,7 +5,7 @@
 
 import type { Communicator } from "../comm/communicator.js";
 import { checkInteger, checkNumber, checkOneOf } from "../core/checks.js";
-import { ConfigError, type NonFiniteError, expectation } from "../core/errors.js";
+import { ConfigError, type NonFiniteError, TensorError, expectation } from "../core/errors.js";
 import { MoE, type MoEOutput } from "../moe/layer.js";
 import { addLosses } from "../moe/losses.js";
 import { AttentiveLstm, type AttentionKind } from "../nn/attentive-lstm.js";
@@ -154,7 +154,7 @@ export class TranslationModel extends Module {
     checkNumber(where, "dropout", dropout, { min: 0, max: 0.99 });
     checkNumber(where, "wordDropout", wordDropout, { min: 0, max: 0.99 });
     checkNumber(where, "labelSmoothing", labelSmoothing, { min: 0, max: 0.999 });
-    if (middle.kind === "lstm" || middle.kind === "single") throw new ConfigError(expectation(where, "a middle moe, dense or none", middle.kind));
+    if (middle.kind !== "moe" && middle.kind !== "dense" && middle.kind !== "none") throw new ConfigError(expectation(where, "a middle moe, dense or none", middle.kind));
     const makeMiddle = (name: string): MoE | FeedForward | undefined => {
       if (middle.kind === "moe") return makeMoE(middle, hiddenSize, seed, { name, where, comm });
       return middle.kind === "dense" ? new FeedForward({ hiddenSize, hiddenSizes: middle.hiddenSizes, name, seed }) : undefined;
@@ -232,9 +232,10 @@ export class TranslationModel extends Module {
     return logits;
   }
 
-  /** Loss of predicting the targets. */
+  /** Loss of predicting the targets. @throws TensorError for arrays of another size than the batch says */
   forward(batch: TranslationBatch, context: RunContext = this.ownContext(), watch: LayerWatch = () => {}): TranslationModelOutput {
     const { inputs, targets, targetSteps: T, batchSize: B } = batch;
+    if (targets.length !== T * B) throw new TensorError(expectation("TranslationModel.forward", `${T * B} targets, ${T} steps (targetSteps) of ${B} sentences (batchSize)`, targets.length));
     const lengths = new Int32Array(B);
     targets.forEach((id, i) => (lengths[i % B]! += id >= 0 ? 1 : 0));
     const { whole } = batch;

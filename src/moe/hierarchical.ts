@@ -1,11 +1,11 @@
 /** The hierarchical mixture of experts: groups of experts, a gate over the groups and one in each (Shazeer et al. 2017, section 3.3 and App. B). */
 
-import { checkInteger } from "../core/checks.js";
+import { checkInteger, checkOptions } from "../core/checks.js";
 import { ConfigError, expectation } from "../core/errors.js";
 import { placedOn, placeExperts } from "./exchange.js";
 import { HierarchicalGate } from "./gates/hierarchical.js";
 import { gateTopK, makeGate, withOptions, type GateConfig } from "./gates/index.js";
-import { MoE, type BalanceOptions, type ExpertOptions, type MoEOptions } from "./layer.js";
+import { MoE, OF_EXPERTS, type BalanceOptions, type ExpertOptions, type MoEOptions } from "./layer.js";
 
 /** Sizes, gates and experts of a `HierarchicalMoE`. */
 export interface HierarchicalMoEOptions extends ExpertOptions, Omit<BalanceOptions, "capacityFactor" | "evalCapacityFactor" | "dropPolicy"> {
@@ -17,14 +17,18 @@ export interface HierarchicalMoEOptions extends ExpertOptions, Omit<BalanceOptio
   topK?: readonly [groups: number, perGroup: number];
   /** Gate over the groups: a name, or a name with options (capacity among them). Default noisy-top-k. */
   gate?: GateConfig;
-  /** Gates inside the groups. Default: as `gate`. */
+  /** Gates inside the groups. Default: as `gate`. Losses on importance and load are over all experts: weights of these belong to the layer, and to `gate`. */
   secondaryGate?: GateConfig;
   /** Spreads the groups over ranks, each with its gate and its experts on one; otherwise as that of `MoE`. */
   comm?: MoEOptions["comm"];
-  /** Path in the model. Layers of one name and seed start with the same parameters and draw the same noise: give each its own. Default "moe". */
+  /** Path in the model. Layers of one name draw the same noise, and with one seed start with the same parameters: give each its own. Default "moe". */
   name?: string;
+  /** An integer: what parameters start with. Noise goes by the seed of `forward`'s context. */
   seed?: number;
 }
+
+const CAPACITY = ["capacityFactor", "evalCapacityFactor", "dropPolicy"] as const;
+const OPTIONS = ["hiddenSize", "numExperts", "topK", "gate", "secondaryGate", "importanceWeight", "loadWeight", "zLossWeight", "comm", "name", "seed", ...OF_EXPERTS] as const satisfies readonly (keyof HierarchicalMoEOptions)[];
 
 /** Two experts a level, where the gate lets one choose. */
 const TOP_K = 2;
@@ -39,8 +43,13 @@ const TOP_K = 2;
  * Gates cost D·(groups + topK·perGroup) a row instead of D·E; experts run as one grouped product, as in the flat layer.
  */
 export class HierarchicalMoE extends MoE {
-  constructor({ numExperts, topK, gate = "noisy-top-k", secondaryGate = gate, importanceWeight, loadWeight, zLossWeight, ...rest }: HierarchicalMoEOptions) {
+  /** @throws ConfigError for an option that it does not know, and sizes or gates that do not fit together */
+  constructor(options: HierarchicalMoEOptions) {
     const where = "HierarchicalMoE";
+    const limits = CAPACITY.filter((name) => Object.hasOwn(options, name));
+    if (limits.length > 0) throw new ConfigError(expectation(where, `no ${limits.join(", ")} beside its gates`, options[limits[0] as keyof typeof options], 'Give them to one, as in secondaryGate: { type: "switch", capacityFactor: 1.25 }.'));
+    checkOptions(where, options, OPTIONS);
+    const { numExperts, topK, gate = "noisy-top-k", secondaryGate = gate, importanceWeight, loadWeight, zLossWeight, ...rest } = options;
     if (!Array.isArray(numExperts) || numExperts.length !== 2) throw new ConfigError(expectation(where, "numExperts [groups, experts of each group]", numExperts));
     const [groups, perGroup] = numExperts;
     checkInteger(where, "numExperts[0] (groups)", groups, { min: 1 });

@@ -1,6 +1,6 @@
 /** The sparsely-gated mixture-of-experts layer: y = Σ_i G(x)_i · E_i(x) over the experts the gate picks (Shazeer et al. 2017, eq. 1). */
 
-import { checkInteger } from "../core/checks.js";
+import { checkInteger, checkOptions } from "../core/checks.js";
 import type { Communicator } from "../comm/communicator.js";
 import { ConfigError, expectation, TensorError } from "../core/errors.js";
 import { Module, type RunContext } from "../nn/module.js";
@@ -8,6 +8,7 @@ import { add } from "../tensor/ops/elementwise.js";
 import { gatherIndices } from "../tensor/ops/gating.js";
 import { combine, dispatch, routeByExpert, type Routing } from "../tensor/ops/rows.js";
 import { reshape } from "../tensor/ops/shape.js";
+import { checkTensor } from "../tensor/shapes.js";
 import { tensor, type Tensor } from "../tensor/tensor.js";
 import type { CapacityOptions } from "./capacity.js";
 import { ModuleExperts, type ExpertModule, type Experts } from "./experts.js";
@@ -72,8 +73,9 @@ export interface MoEOptions extends ExpertOptions, BalanceOptions {
    * all ranks at once, each with its own rows, and so is `backward`. The gradients of all other parameters are to be added up over ranks.
    */
   comm?: Communicator | undefined;
-  /** Path in the model. Layers of one name and seed start with the same parameters and draw the same noise: give each its own. Default "moe". */
+  /** Path in the model. Layers of one name draw the same noise, and with one seed start with the same parameters: give each its own. Default "moe". */
   name?: string;
+  /** An integer: what parameters start with. Noise goes by the seed of `forward`'s context. */
   seed?: number;
 }
 
@@ -125,6 +127,7 @@ export class MoE extends Module {
 
   constructor(options: MoEOptions) {
     super();
+    checkOptions("MoE", options, MOE_OPTIONS);
     const { hiddenSize, numExperts, topK, gate = "noisy-top-k", sharedExperts = 0, name = "moe", seed = 0 } = options;
     this.hiddenSize = checkInteger("MoE", "hiddenSize", hiddenSize, { min: 1 });
     this.numExperts = checkInteger("MoE", "numExperts", numExperts, { min: 1 });
@@ -157,6 +160,7 @@ export class MoE extends Module {
    * @throws TensorError when the width of x is not `hiddenSize`
    */
   forward(x: Tensor, context: RunContext = this.ownContext()): MoEOutput {
+    checkTensor("MoE.forward", x);
     if (x.rank < 1 || x.shape.at(-1) !== this.hiddenSize) {
       throw new TensorError(`MoE.forward: expected x of width ${this.hiddenSize} (hiddenSize), got ${x.shape.at(-1) ?? "a scalar"}. Did the embedding size change?`);
     }
@@ -208,11 +212,14 @@ export class MoE extends Module {
 
 /** Options of the built-in experts, which those made elsewhere do without. */
 const OF_FEED_FORWARD = ["expertHiddenSize", "activation", "bias", "expertDropout", "recompute"] as const;
+/** Options of a layer, flat or hierarchical, that are not those of its gates. */
+export const OF_EXPERTS = [...OF_FEED_FORWARD, "sharedExperts", "experts"] as const satisfies readonly (keyof ExpertOptions)[];
+const OF_BALANCE = ["importanceWeight", "loadWeight", "zLossWeight", "capacityFactor", "evalCapacityFactor", "dropPolicy"] as const satisfies readonly (keyof BalanceOptions)[];
+const MOE_OPTIONS = ["hiddenSize", "numExperts", "topK", "gate", "comm", "name", "seed", ...OF_EXPERTS, ...OF_BALANCE] as const satisfies readonly (keyof MoEOptions)[];
 
 /** The options of balance and capacity that are set. */
-function balanceOf({ importanceWeight, loadWeight, zLossWeight, capacityFactor, evalCapacityFactor, dropPolicy }: BalanceOptions): BalanceOptions {
-  const all = { importanceWeight, loadWeight, zLossWeight, capacityFactor, evalCapacityFactor, dropPolicy };
-  return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined)) as BalanceOptions;
+function balanceOf(options: BalanceOptions): BalanceOptions {
+  return Object.fromEntries(OF_BALANCE.filter((name) => options[name] !== undefined).map((name) => [name, options[name]]));
 }
 
 function customExperts(given: NonNullable<MoEOptions["experts"]>, numExperts: number, placed: { first: number; count: number } | undefined): Experts {

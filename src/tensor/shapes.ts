@@ -1,7 +1,7 @@
 /** Shape arithmetic that several operations share: broadcasting, strides, axes. */
 
 import type { Spread } from "../backend/backend.js";
-import { TensorError } from "../core/errors.js";
+import { expectation, TensorError } from "../core/errors.js";
 import { sameShape, sizeOf, type Shape, type Tensor } from "./tensor.js";
 
 /** NumPy's broadcasting of two shapes. @throws TensorError naming both shapes when they do not fit */
@@ -66,10 +66,17 @@ export function rowsAndCols(where: string, x: Tensor): [rows: number, cols: numb
   return [sizeOf(x.shape.slice(0, -1)), cols];
 }
 
-/** @throws TensorError when dtypes or backends do not fit the operation */
+/** @throws TensorError for what is no tensor, and when dtypes or backends do not fit the operation */
 export function checkOperands(where: string, dtype: "float32" | "int32", ...tensors: readonly Tensor[]): void {
   for (const t of tensors) {
+    checkTensor(where, t);
     if (t.dtype !== dtype) throw new TensorError(`${where}: expected dtype ${dtype}, got ${t.dtype} (shape [${t.shape.join(", ")}]).`);
     if (t.backend !== tensors[0]!.backend) throw new TensorError(`${where}: expected tensors of one backend, got ${tensors[0]!.backend.name} and ${t.backend.name}.`);
   }
+}
+
+/** @throws TensorError for what is no tensor, as an array */
+export function checkTensor(where: string, value: unknown): void {
+  if (typeof value === "object" && value !== null && "storage" in value) return;
+  throw new TensorError(expectation(where, "a tensor", value, Array.isArray(value) ? "Make one of it: tensor([[1, 2], [3, 4]])." : ""));
 }

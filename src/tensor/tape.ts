@@ -1,6 +1,7 @@
 /** The tape: what was computed from parameters, and its reversal. Define-by-run: each operation records its own gradient. */
 
 import { TensorError } from "../core/errors.js";
+import { checkTensor } from "./shapes.js";
 import { keep, scope } from "./scope.js";
 import { empty, sameShape, type Gradient, type Tensor } from "./tensor.js";
 
@@ -165,6 +166,7 @@ export interface BackwardOptions {
  * the graph that needs a gradient has been freed. Gradients are then as they were.
  */
 export function backward(loss: Tensor, { seed, ...options }: BackwardOptions = {}): void {
+  checkTensor("backward", loss);
   if (!seed && loss.size !== 1) {
     throw new TensorError(`backward: expected a scalar loss, got shape [${loss.shape.join(", ")}]. Take its sum or mean, or pass seed.`);
   }

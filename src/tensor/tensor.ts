@@ -1,7 +1,7 @@
 /** Tensors: a shape over memory of one backend, with the gradient and the tape node that made it. */
 
 import type { Backend, Buf, DType } from "../backend/backend.js";
-import { TensorError } from "../core/errors.js";
+import { expectation, TensorError } from "../core/errors.js";
 import { defaultBackend } from "./default-backend.js";
 import { track, untrack } from "./scope.js";
 import type { TapeNode } from "./tape.js";
@@ -50,7 +50,7 @@ export interface Shard {
  * A multi-dimensional array of float32 or int32, row-major, on a backend.
  *
  * Made by `tensor`, `zeros`, `randomNormal`, ... and by operations. Freed at the end of the scope that it was made in (`scope`), by
- * `dispose`, or, outside every scope, by the garbage collector.
+ * `dispose`, or, outside every scope, by the garbage collector, which comes to it between turns of the event loop alone: a loop without `await` needs a scope.
  */
 export class Tensor {
   /** Set on parameters; the tape records what is computed from them. */
@@ -161,6 +161,7 @@ export function sameShape(a: Shape, b: Shape): boolean {
 /** Uninitialised memory of a shape. */
 export function empty(shape: Shape, dtype: DType = "float32", backend: Backend = defaultBackend()): Tensor {
   if (dtype !== "float32" && dtype !== "int32") throw new TensorError(`tensor: expected dtype float32 or int32, got ${String(dtype)}.`);
+  if (!Array.isArray(shape)) throw new TensorError(expectation("tensor", "a shape, as [2, 3]", shape));
   for (const n of shape) {
     if (!Number.isInteger(n) || n < 0) throw new TensorError(`tensor: expected a shape of non-negative integers, got [${shape.join(", ")}].`);
   }

@@ -281,6 +281,54 @@ const bad: Record<string, [call: () => unknown, kind: Kind, says: string]> = {
     ConfigError,
     "Optimizer: expected a map of parameters by name, got [Tensor, Tensor]. Pass module.namedParameters().",
   ],
+  "an option of a layer that is misspelt": [
+    () => moe({ top_k: 2 } as never),
+    ConfigError,
+    'MoE: expected options among hiddenSize, numExperts, topK, gate, comm, name, seed, expertHiddenSize, activation, bias, expertDropout, recompute, sharedExperts, experts, importanceWeight, loadWeight, zLossWeight, capacityFactor, evalCapacityFactor, dropPolicy, got "top_k". Did you mean topK?',
+  ],
+  "an option of a layer in groups that is misspelt": [
+    () => new sg.HierarchicalMoE({ hiddenSize: 4, numExperts: [2, 2], expertDropOut: 0.1 } as never),
+    ConfigError,
+    'HierarchicalMoE: expected options among hiddenSize, numExperts, topK, gate, secondaryGate, importanceWeight, loadWeight, zLossWeight, comm, name, seed, expertHiddenSize, activation, bias, expertDropout, recompute, sharedExperts, experts, got "expertDropOut". Did you mean expertDropout?',
+  ],
+  "an array in place of a tensor": [
+    () => moe().forward([[1, 2, 3, 4]] as never),
+    TensorError,
+    "MoE.forward: expected a tensor, got [[1, 2, 3, 4]]. Make one of it: tensor([[1, 2], [3, 4]]).",
+  ],
+  "a word in place of a tensor": [() => sg.add(zeros([1]), "1" as never), TensorError, 'add: expected a tensor, got "1".'],
+  "a loss that is a number": [() => sg.backward(3 as never), TensorError, "backward: expected a tensor, got 3."],
+  "a shape that is a number": [() => zeros(3 as never), TensorError, "tensor: expected a shape, as [2, 3], got 3."],
+  "a layer without options": [
+    () => new MoE(undefined as never),
+    ConfigError,
+    "MoE: expected an object of options, got undefined.",
+  ],
+  "a gate that is a class": [
+    () => moe({ gate: sg.SwitchGate as never }),
+    ConfigError,
+    "gate: expected one of noisy-top-k, softmax, strictly-balanced, switch, gshard, expert-choice, top-k, sigmoid, got SwitchGate.",
+  ],
+  "an init there is not": [
+    () => new sg.Linear({ inputSize: 2, outputSize: 2, init: { kind: "xavier" } as never }),
+    ConfigError,
+    'linear.weight: expected init.kind to be one of zeros, ones, constant, uniform, normal, got "xavier".',
+  ],
+  "an init without its number": [
+    () => sg.parameter("w", [2], { kind: "normal" } as never),
+    ConfigError,
+    "w: expected init.std to be a finite number, got undefined.",
+  ],
+  "a seed of a parameter that is a fraction": [
+    () => moe({ seed: 0.5 }),
+    ConfigError,
+    "moe.gate.weight: expected seed to be an integer, got 0.5.",
+  ],
+  "a seed that is no number": [
+    () => sg.randomNormal([2], { seed: "abc" as never }),
+    ConfigError,
+    'randomNormal: expected seed to be an integer, got "abc".',
+  ],
   "a beta of one": [
     () => new Adam(linear().namedParameters(), { beta1: 1 }),
     ConfigError,

@@ -281,6 +281,14 @@ describe("the cost of a model", () => {
       expect(cost.parameters, JSON.stringify(middle)).toBe(inner.reduce((s, [, p]) => s + p.size, 0));
     }
   });
+  it("refuses a middle there is not, which would be none", () => {
+    for (const middle of [{ kind: "MoE", numExperts: 4 }, "moe", undefined]) {
+      expect(() => build(middle as never)).toThrow("LanguageModel: expected middle.kind to be one of moe, dense, lstm, none, single, got ");
+    }
+    expect(() => build({ kind: "lstm", layers: 0 })).toThrow("LanguageModel: expected middle.layers to be an integer of at least 1, got 0.");
+    expect(() => build({ kind: "dense", hiddenSizes: [] })).toThrow("dense: expected hiddenSizes of at least one layer, got [].");
+    expect(() => build({ kind: "none" }, { initScale: -1 })).toThrow("LanguageModel: expected initScale to be a finite number of at least 0, got -1.");
+  });
   it("refuses levels that do not fit each other", () => {
     const moe = { kind: "moe", expertHiddenSize: 3 } as const;
     expect(() => build({ ...moe, numExperts: 4, topK: [2, 2] })).toThrow(

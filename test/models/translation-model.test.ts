@@ -99,9 +99,18 @@ describe("TranslationModel on the float64 reference", () => {
     expect(fed.explainNonFinite("Step 3", NaN, batchOf(PAIRS), EVALUATION).message).toMatch(/^Step 3: expected a finite output of decoder\.context, got /);
   });
 
+  it("refuses a batch with fewer targets or more than it says", () => {
+    const batch = batchOf(PAIRS);
+    const wanted = `${batch.targets.length} targets, ${batch.targetSteps} steps (targetSteps) of ${batch.batchSize} sentences (batchSize)`;
+    for (const targets of [batch.targets.slice(0, -1), Int32Array.of(...batch.targets, -1)]) {
+      expect(() => build({ kind: "none" }).forward({ ...batch, targets })).toThrow(`TranslationModel.forward: expected ${wanted}, got ${targets.length}.`);
+    }
+  });
+
   it("refuses more or fewer LSTM layers than it has, and rates out of range", () => {
     expect(() => build({ kind: "lstm", layers: 2 })).toThrow('TranslationModel: expected a middle moe, dense or none, got "lstm".');
     expect(() => build({ kind: "single" })).toThrow('TranslationModel: expected a middle moe, dense or none, got "single".');
+    expect(() => build({ kind: "MoE", numExperts: 4 } as never)).toThrow('TranslationModel: expected a middle moe, dense or none, got "MoE".');
     expect(() => build({ kind: "none" }, { wordDropout: 1 })).toThrow("TranslationModel: expected wordDropout to be a finite number from 0 to 0.99, got 1.");
     expect(() => build({ kind: "none" }, { contextTo: "last" as "all" })).toThrow('TranslationModel: expected contextTo to be one of first, all, got "last".');
     expect(() => build({ kind: "none" }, { labelSmoothing: 1 })).toThrow("TranslationModel: expected labelSmoothing to be a finite number from 0 to 0.999, got 1.");

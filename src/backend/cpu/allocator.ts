@@ -114,7 +114,7 @@ export class Allocator {
     if (end < needed) {
       throw new TensorError(
         `Memory exhausted: ${megabytes(bytes)} asked for, ${megabytes(this.used)} in use, ${megabytes(this.limit)} can be had. ` +
-          "Use a smaller batch or model, the factored optimiser for experts, or end scopes earlier.",
+          "Run each step in a scope(), which frees what it made, or use a smaller batch or model, or the factored optimiser for experts.",
       );
     }
     const added = this.#addFree(this.#end, end - this.#end);

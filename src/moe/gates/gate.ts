@@ -76,7 +76,7 @@ export interface GateOptions extends CapacityOptions {
   loadWeight?: number;
   /** Weight of the router z-loss, mean(logsumexp(logits)²) (ST-MoE, Zoph et al. 2022: 0.001). Default 0. */
   zLossWeight?: number;
-  /** Path in the model: names the random streams of parameters and noise. Gates of one name and seed draw alike. */
+  /** Path in the model: names the random streams of parameters and noise. Gates of one name draw the same noise, and with one seed start alike. */
   name?: string;
   seed?: number;
   /** How W_g starts. */

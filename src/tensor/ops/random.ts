@@ -1,6 +1,7 @@
 /** Random tensors and dropout. Every element is a function of seed, stream, step and its own index; see core/random.ts. */
 
 import type { Backend, RandomKey, RowGroups } from "../../backend/backend.js";
+import { checkInteger } from "../../core/checks.js";
 import { ConfigError, TensorError } from "../../core/errors.js";
 import { streamId } from "../../core/random.js";
 import { defaultBackend } from "../default-backend.js";
@@ -13,28 +14,29 @@ let draws = 0;
 
 /** What the random tensors take besides their shape. */
 export interface RandomOptions {
-  /** The same seed gives the same numbers. Left out: 0, and each call draws anew. */
+  /** An integer; the same one gives the same numbers. Left out: 0, and each call draws anew. */
   seed?: number;
   mean?: number;
   std?: number;
   backend?: Backend;
 }
 
-function keyOf(purpose: string, seed: number | undefined): RandomKey {
-  return seed === undefined ? { seed: 0, stream: streamId(purpose, "unseeded"), step: draws++ } : { seed, stream: streamId(purpose, "seeded"), step: 0 };
+function keyOf(where: string, purpose: string, seed: number | undefined): RandomKey {
+  if (seed === undefined) return { seed: 0, stream: streamId(purpose, "unseeded"), step: draws++ };
+  return { seed: checkInteger(where, "seed", seed), stream: streamId(purpose, "seeded"), step: 0 };
 }
 
 /** Standard normal numbers (times std, plus mean). */
 export function randomNormal(shape: Shape, { seed, mean = 0, std = 1, backend = defaultBackend() }: RandomOptions = {}): Tensor {
   const y = empty(shape, "float32", backend);
-  backend.randomNormal(y.buffer, y.size, keyOf("normal", seed), 0, mean, std);
+  backend.randomNormal(y.buffer, y.size, keyOf("randomNormal", "normal", seed), 0, mean, std);
   return y;
 }
 
 /** Numbers uniform in [low, high). */
 export function randomUniform(shape: Shape, low = 0, high = 1, { seed, backend = defaultBackend() }: RandomOptions = {}): Tensor {
   const y = empty(shape, "float32", backend);
-  backend.randomUniform(y.buffer, y.size, keyOf("uniform", seed), 0, low, high);
+  backend.randomUniform(y.buffer, y.size, keyOf("randomUniform", "uniform", seed), 0, low, high);
   return y;
 }
 

@@ -230,7 +230,7 @@ const CASES: [claim: string, make: () => unknown, message: RegExp][] = [
   [
     "a capacity that is neither level's",
     () => deep({ capacityFactor: 1 }),
-    /^MoE: expected no capacityFactor beside a gate made elsewhere, got HierarchicalGate\. Give them to the gate\.$/,
+    /^HierarchicalMoE: expected no capacityFactor beside its gates, got 1\. Give them to one, as in secondaryGate: /,
   ],
   [
     "a primary gate that is in groups itself",
