@@ -54,6 +54,7 @@ export { type LayerWatch } from "./models/non-finite.js";
 export { beamSearch, type BeamOptions, type Hypothesis } from "./models/beam-search.js";
 export { computeCost, inferenceBytes, translationCost, type Cost } from "./models/cost.js";
 export { presetMiddle, PRESET_NAMES, type PresetOptions } from "./models/presets.js";
+export { loadTensors, saveTensors } from "./train/tensors-file.js";
 export { translate, type Translated, type TranslateOptions, type Translation } from "./train/translation/translate.js";
 export { PAPER_MODELS, paperConfig, type PaperModel } from "./models/catalogue.js";
 export {

@@ -4,6 +4,7 @@ import { ConfigError, expectation } from "../core/errors.js";
 import type { BalanceStatistics } from "../moe/statistics.js";
 import { readLines } from "../text/corpus.js";
 import { tokenizeCorpus } from "../text/dataset.js";
+import type { Tokenizer } from "../text/tokenizer.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { checkGenerateOptions, generateBatch } from "../train/generate.js";
 import { caveats } from "../train/moe-config.js";
@@ -50,6 +51,8 @@ export function generateCommand(run: string, options: Options): void {
   });
   openBackend();
   const { model, tokenizer } = loadModel(openWhich("generate", run, checkWhich(options["checkpoint"])));
+  const unknown = unknownWords(prompts, tokenizer);
+  if (unknown.length > 0) process.stderr.write(`Unknown to the model, which reads ${tokenizer.tokenText(tokenizer.unkId!)} in their place: ${unknown.map((word) => JSON.stringify(word)).join(", ")}.\n`);
   if (options["json"] === true) {
     const texts = generateBatch(model, tokenizer, prompts, settings);
     process.stdout.write(`${JSON.stringify({ texts: texts.map((text, i) => ({ prompt: prompts[i], text })) })}\n`);
@@ -57,6 +60,13 @@ export function generateCommand(run: string, options: Options): void {
     stream(prompts, (onText, onEnd) => void generateBatch(model, tokenizer, prompts, { ...settings, onText, onEnd }));
   }
   defaultBackend().dispose();
+}
+
+/** Words of the prompts that the vocabulary has not, each once. */
+function unknownWords(prompts: readonly string[], tokenizer: Tokenizer): string[] {
+  if (tokenizer.unkId === undefined) return [];
+  const words = new Set(prompts.flatMap((prompt) => prompt.split(/\s+/).filter(Boolean)));
+  return [...words].filter((word) => tokenizer.encode(word).includes(tokenizer.unkId!));
 }
 
 /** Writes texts that come side by side one below the other: the first that is not at its end as it comes, those after it when their turn comes. */

@@ -132,9 +132,10 @@ const COURSE = ["learning_rate", "schedule", "max_steps", "warmup_steps", "decay
 
 /**
  * What to say where a resumed run goes on at another learning rate than it would have had: as with more `max_steps` and a rate that was to be 0 by then.
- * Undefined where the course is the same.
+ * Undefined where the course is the same. Where it is at its end already, that.
  */
 export function changedCourse(config: TrainConfig, checkpoint: Checkpoint): string | undefined {
+  if (checkpoint.step >= config.max_steps) return `Nothing is left to train: the checkpoint is of step ${checkpoint.step}, and --max-steps is ${config.max_steps}.`;
   const theirs = checkConfig(checkpoint.config, join(checkpoint.path, "config.json"));
   const step = checkpoint.step + 1;
   const [now, then] = [config, theirs].map((options) => makeSchedule(options)(step)) as [number, number];

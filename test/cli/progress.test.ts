@@ -112,4 +112,6 @@ test("a resumed run says where its learning rate goes on otherwise than it would
   expect([same.code, same.stderr]).toEqual([0, expect.not.stringContaining("learning rate")]);
   // After the rise, 51 steps to fall: at step 41 20 of them are left. It was to be 0 there.
   expect([more.code, more.stderr]).toEqual([0, expect.stringContaining("The learning rate goes on at 0.00392, which would have been 0 at step 41: --max-steps 60 in place of 40.\n")]);
+  const done = await run(["train", "--resume", "linear", "--max-steps", "20"], { cwd: root });
+  expect([done.code, done.stderr]).toEqual([0, expect.stringContaining("Nothing is left to train: the checkpoint is of step 60, and --max-steps is 20.\n")]);
 });

@@ -112,6 +112,13 @@ describe.each(runs)("a run of $name", ({ output: folder, config }) => {
       expect(first).not.toMatch(/<eos>|<\/s>|undefined/);
     },
   );
+
+  test("generates after words that it does not know, and says which they are", { timeout: 30_000 }, async () => {
+    const { code, stderr } = await run(["generate", folder, "--prompt", "w1 zebra", "--prompt", "zebra ox", "--max-tokens", "2"], { cwd: root });
+    expect(code, stderr).toBe(0);
+    const said = 'Unknown to the model, which reads <unk> in their place: "zebra", "ox".\n';
+    expect(stderr).toEqual("vocab_size" in config ? expect.not.stringContaining("Unknown") : expect.stringContaining(said));
+  });
 });
 
 test("a run that was moved keeps its figures, and an earlier checkpoint in it can be named", { timeout: 30_000 }, async () => {

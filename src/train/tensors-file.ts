@@ -1,0 +1,49 @@
+/** Parameters and optimiser state of a program of one's own: to a safetensors file, and back into tensors that are there. */
+
+import { ConfigError, expectation, FileError } from "../core/errors.js";
+import { sameShape, type Tensor } from "../tensor/tensor.js";
+import { SafetensorsFile, writeSafetensors, type StoredDtype, type TensorData } from "./safetensors.js";
+
+/**
+ * Writes tensors by name, as `module.namedState()` and `optimizer.state()` give them, to one safetensors file, whole or not at all.
+ * @param metadata strings that are kept beside them, such as the number of steps
+ * @throws ConfigError for a tensor whose other parts are on other ranks, FileError when the file cannot be written
+ */
+export function saveTensors(path: string, tensors: ReadonlyMap<string, Tensor>, metadata: Readonly<Record<string, string>> = {}): void {
+  const stored = [...tensors].map(([name, tensor]) => {
+    if (tensor.shard) throw new ConfigError(expectation("saveTensors", "whole tensors", name, "Its other parts are on other ranks."));
+    return { name, shape: tensor.shape, dtype: dtypeOf(tensor), data: () => narrow(tensor) };
+  });
+  writeSafetensors(path, stored, metadata);
+}
+
+/**
+ * Fills tensors from a file that `saveTensors` wrote, or another tool. Everything is read and checked before the first is changed.
+ * The file may hold no others, unless `strict` is false.
+ * @param tensors what to fill, by name: a module's `namedState()`, an optimiser's `prepare()`
+ * @returns what was kept beside them
+ * @throws FileError when the file is missing or damaged, lacks a tensor or has it in another shape or dtype, or holds one that is not asked for
+ */
+export function loadTensors(path: string, tensors: ReadonlyMap<string, Tensor>, { strict = true }: { strict?: boolean } = {}): ReadonlyMap<string, string> {
+  const file = new SafetensorsFile(path);
+  const hint = "Is it of another model?";
+  const read = [...tensors].map(([name, tensor]): [Tensor, TensorData] => {
+    if (!file.has(name)) throw new FileError(expectation(path, `a tensor ${name}`, "none", hint));
+    const { shape, dtype } = file.info(name);
+    if (!sameShape(shape, tensor.shape)) throw new FileError(expectation(path, `${name} of shape [${tensor.shape.join(", ")}]`, shape, hint));
+    if (dtype !== dtypeOf(tensor)) throw new FileError(expectation(path, `${name} of ${dtypeOf(tensor)}`, dtype, hint));
+    return [tensor, file.read(name)];
+  });
+  const other = strict ? file.names.find((name) => !tensors.has(name)) : undefined;
+  if (other !== undefined) throw new FileError(expectation(path, "no other tensors than asked for", other, "Pass strict: false to leave it."));
+  for (const [tensor, data] of read) tensor.backend.write(tensor.buffer, data);
+  return file.metadata;
+}
+
+const dtypeOf = ({ dtype }: Tensor): StoredDtype => (dtype === "int32" ? "I32" : "F32");
+
+/** Elements as a file has them: of the reference backend, whose are float64, rounded. */
+function narrow(tensor: Tensor): TensorData {
+  const data = tensor.dataSync();
+  return data instanceof Float64Array ? Float32Array.from(data) : data;
+}
