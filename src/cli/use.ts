@@ -62,11 +62,11 @@ export function generateCommand(run: string, options: Options): void {
   defaultBackend().dispose();
 }
 
-/** Words of the prompts that the vocabulary has not, each once. */
+/** Words of the prompts that the vocabulary has not, each once; split where it splits them. */
 function unknownWords(prompts: readonly string[], tokenizer: Tokenizer): string[] {
   if (tokenizer.unkId === undefined) return [];
-  const words = new Set(prompts.flatMap((prompt) => prompt.split(/\s+/).filter(Boolean)));
-  return [...words].filter((word) => tokenizer.encode(word).includes(tokenizer.unkId!));
+  const words = new Set(prompts.flatMap((prompt) => prompt.split(/[\t-\r ]+/).filter(Boolean)));
+  return [...words].filter((word) => word !== tokenizer.tokenText(tokenizer.unkId!) && tokenizer.encode(word).includes(tokenizer.unkId!));
 }
 
 /** Writes texts that come side by side one below the other: the first that is not at its end as it comes, those after it when their turn comes. */

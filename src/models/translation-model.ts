@@ -154,7 +154,7 @@ export class TranslationModel extends Module {
     checkNumber(where, "dropout", dropout, { min: 0, max: 0.99 });
     checkNumber(where, "wordDropout", wordDropout, { min: 0, max: 0.99 });
     checkNumber(where, "labelSmoothing", labelSmoothing, { min: 0, max: 0.999 });
-    if (middle.kind !== "moe" && middle.kind !== "dense" && middle.kind !== "none") throw new ConfigError(expectation(where, "a middle moe, dense or none", middle.kind));
+    if (!middle || (middle.kind !== "moe" && middle.kind !== "dense" && middle.kind !== "none")) throw new ConfigError(expectation(where, "a middle moe, dense or none", (middle as Partial<typeof middle> | undefined)?.kind));
     const makeMiddle = (name: string): MoE | FeedForward | undefined => {
       if (middle.kind === "moe") return makeMoE(middle, hiddenSize, seed, { name, where, comm });
       return middle.kind === "dense" ? new FeedForward({ hiddenSize, hiddenSizes: middle.hiddenSizes, name, seed }) : undefined;

@@ -2,6 +2,7 @@
 
 import { checkInteger, checkOptions } from "../core/checks.js";
 import { ConfigError, expectation } from "../core/errors.js";
+import type { CapacityOptions } from "./capacity.js";
 import { placedOn, placeExperts } from "./exchange.js";
 import { HierarchicalGate } from "./gates/hierarchical.js";
 import { gateTopK, makeGate, withOptions, type GateConfig } from "./gates/index.js";
@@ -46,8 +47,9 @@ export class HierarchicalMoE extends MoE {
   /** @throws ConfigError for an option that it does not know, and sizes or gates that do not fit together */
   constructor(options: HierarchicalMoEOptions) {
     const where = "HierarchicalMoE";
-    const limits = CAPACITY.filter((name) => Object.hasOwn(options, name));
-    if (limits.length > 0) throw new ConfigError(expectation(where, `no ${limits.join(", ")} beside its gates`, options[limits[0] as keyof typeof options], 'Give them to one, as in secondaryGate: { type: "switch", capacityFactor: 1.25 }.'));
+    const given = options as object as CapacityOptions | undefined;
+    const limits = CAPACITY.filter((name) => given?.[name] !== undefined);
+    if (limits.length > 0) throw new ConfigError(expectation(where, `no ${limits.join(", ")} beside its gates`, given![limits[0]!], 'Give them to one, as in secondaryGate: { type: "switch", capacityFactor: 1.25 }.'));
     checkOptions(where, options, OPTIONS);
     const { numExperts, topK, gate = "noisy-top-k", secondaryGate = gate, importanceWeight, loadWeight, zLossWeight, ...rest } = options;
     if (!Array.isArray(numExperts) || numExperts.length !== 2) throw new ConfigError(expectation(where, "numExperts [groups, experts of each group]", numExperts));

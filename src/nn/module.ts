@@ -2,6 +2,7 @@
 
 import type { RandomKey } from "../backend/backend.js";
 import { checkInteger, checkNumber, checkOneOf } from "../core/checks.js";
+import { ConfigError, expectation } from "../core/errors.js";
 import { streamId } from "../core/random.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { keep } from "../tensor/scope.js";
@@ -24,7 +25,8 @@ export interface RunContext {
  * Base of everything with parameters: subclasses keep parameters and other modules as properties, by themselves or in arrays, plain objects and maps, and are
  * found there. What stands in a `#private` property or a Set is not.
  *
- * A parameter whose `requiresGrad` is set to false is frozen: it stays among the parameters and in the state, but has no gradient, so that no optimiser moves it.
+ * A parameter whose `requiresGrad` is set to false is frozen: it stays among the parameters and in the state, but gets no gradient, so that no optimiser moves it
+ * once a gradient that is there has been dropped (`zeroGrad`).
  */
 export abstract class Module {
   /** Whether `forward` without a context trains (dropout, gating noise). Set by `train()` and `eval()`. */
@@ -33,7 +35,7 @@ export abstract class Module {
 
   /** Every parameter by its path, such as `experts.inputWeight`, in a fixed order. One that two properties share has the first one's name. */
   namedParameters(prefix = ""): Map<string, Tensor> {
-    return new Map([...tensorsOf(this, prefix)].filter(([, tensor]) => isParameter(tensor)));
+    return tensorsOf(this, prefix, isParameter);
   }
 
   /** The parameters of `namedParameters`. */
@@ -43,7 +45,7 @@ export abstract class Module {
 
   /** Every tensor that a checkpoint must hold: parameters, frozen ones too, and the buffers that change without gradients (`buffer`), by path. */
   namedState(prefix = ""): Map<string, Tensor> {
-    return new Map([...tensorsOf(this, prefix)].filter(([, tensor]) => isParameter(tensor) || buffers.has(tensor)));
+    return tensorsOf(this, prefix, (tensor) => isParameter(tensor) || buffers.has(tensor));
   }
 
   /** Number of trainable scalars: of frozen parameters none. */
@@ -87,7 +89,7 @@ function* partsOf(value: unknown, path: string, seen = new Set<unknown>()): Gene
   if (value instanceof Tensor) yield [path, value];
   else {
     if (value instanceof Module) yield [path, value];
-    for (const [name, part] of entriesOf(value)) yield* partsOf(part, path ? `${path}.${name}` : String(name), seen);
+    for (const [name, part] of entriesOf(value)) yield* partsOf(part, path ? `${path}.${String(name)}` : String(name), seen);
   }
 }
 
@@ -97,16 +99,23 @@ function entriesOf(value: object): Iterable<[unknown, unknown]> {
   return value instanceof Module || Object.getPrototypeOf(value) === Object.prototype ? Object.entries(value) : [];
 }
 
-function* tensorsOf(module: Module, prefix: string): Generator<[string, Tensor]> {
-  for (const [path, part] of partsOf(module, prefix)) if (part instanceof Tensor) yield [path, part];
+/** @throws ConfigError for two tensors of one path, as by the keys 1 and "1" of a map: one would be lost */
+function tensorsOf(module: Module, prefix: string, wanted: (tensor: Tensor) => boolean): Map<string, Tensor> {
+  const found = new Map<string, Tensor>();
+  for (const [path, part] of partsOf(module, prefix)) {
+    if (!(part instanceof Tensor) || !wanted(part)) continue;
+    if (found.has(path)) throw new ConfigError(expectation("Module", "each parameter to have a path of its own", path, "Rename a property or a key."));
+    found.set(path, part);
+  }
+  return found;
 }
 
 const parameters = new WeakSet<Tensor>();
 const buffers = new WeakSet<Tensor>();
 
-/** Made as one, frozen since or not, or a leaf that asks for a gradient. */
+/** Made as one, frozen since or not, or a leaf that asks for a gradient. A result that was kept has no node either once its scope has freed it. */
 function isParameter(tensor: Tensor): boolean {
-  return parameters.has(tensor) || (tensor.requiresGrad && !tensor.node);
+  return parameters.has(tensor) || (tensor.requiresGrad && !tensor.node && !tensor.disposed);
 }
 
 /** How a parameter starts. Random ones are drawn from a stream of the parameter's own name, so the order of construction does not matter. */

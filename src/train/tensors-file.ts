@@ -5,13 +5,18 @@ import { sameShape, type Tensor } from "../tensor/tensor.js";
 import { SafetensorsFile, writeSafetensors, type StoredDtype, type TensorData } from "./safetensors.js";
 
 /**
- * Writes tensors by name, as `module.namedState()` and `optimizer.state()` give them, to one safetensors file, whole or not at all.
+ * Writes tensors by name, as `module.namedState()` and `optimizer.prepare()` give them, to one safetensors file, whole or not at all. Values that are not finite
+ * are written as they are.
  * @param metadata strings that are kept beside them, such as the number of steps
- * @throws ConfigError for a tensor whose other parts are on other ranks, FileError when the file cannot be written
+ * @throws ConfigError for a tensor whose other parts are on other ranks, or metadata that are no strings; FileError when the file cannot be written
  */
 export function saveTensors(path: string, tensors: ReadonlyMap<string, Tensor>, metadata: Readonly<Record<string, string>> = {}): void {
+  for (const [key, value] of Object.entries<unknown>(metadata)) {
+    if (typeof value !== "string") throw new ConfigError(expectation("saveTensors", `metadata ${key} to be text`, value, "Give String(value)."));
+    if (key.startsWith("crc32")) throw new ConfigError(expectation("saveTensors", 'metadata whose names do not begin with "crc32", as those of checksums do', key));
+  }
   const stored = [...tensors].map(([name, tensor]) => {
-    if (tensor.shard) throw new ConfigError(expectation("saveTensors", "whole tensors", name, "Its other parts are on other ranks."));
+    checkWhole("saveTensors", name, tensor);
     return { name, shape: tensor.shape, dtype: dtypeOf(tensor), data: () => narrow(tensor) };
   });
   writeSafetensors(path, stored, metadata);
@@ -22,22 +27,29 @@ export function saveTensors(path: string, tensors: ReadonlyMap<string, Tensor>, 
  * The file may hold no others, unless `strict` is false.
  * @param tensors what to fill, by name: a module's `namedState()`, an optimiser's `prepare()`
  * @returns what was kept beside them
- * @throws FileError when the file is missing or damaged, lacks a tensor or has it in another shape or dtype, or holds one that is not asked for
+ * @throws FileError when the file is missing or damaged, lacks a tensor or has it in another shape or dtype, or holds one that is not asked for; ConfigError for a
+ * tensor whose other parts are on other ranks
  */
 export function loadTensors(path: string, tensors: ReadonlyMap<string, Tensor>, { strict = true }: { strict?: boolean } = {}): ReadonlyMap<string, string> {
   const file = new SafetensorsFile(path);
   const hint = "Is it of another model?";
   const read = [...tensors].map(([name, tensor]): [Tensor, TensorData] => {
+    checkWhole("loadTensors", name, tensor);
+    void tensor.buffer; // one that has been freed is found before another is changed
     if (!file.has(name)) throw new FileError(expectation(path, `a tensor ${name}`, "none", hint));
     const { shape, dtype } = file.info(name);
     if (!sameShape(shape, tensor.shape)) throw new FileError(expectation(path, `${name} of shape [${tensor.shape.join(", ")}]`, shape, hint));
-    if (dtype !== dtypeOf(tensor)) throw new FileError(expectation(path, `${name} of ${dtypeOf(tensor)}`, dtype, hint));
+    if (dtype !== dtypeOf(tensor)) throw new FileError(expectation(path, `${name} of ${dtypeOf(tensor)}`, dtype, "Numbers of other kinds have to be converted first."));
     return [tensor, file.read(name)];
   });
   const other = strict ? file.names.find((name) => !tensors.has(name)) : undefined;
   if (other !== undefined) throw new FileError(expectation(path, "no other tensors than asked for", other, "Pass strict: false to leave it."));
   for (const [tensor, data] of read) tensor.backend.write(tensor.buffer, data);
   return file.metadata;
+}
+
+function checkWhole(where: string, name: string, { shard }: Tensor): void {
+  if (shard) throw new ConfigError(expectation(where, "whole tensors", name, "Its other parts are on other ranks."));
 }
 
 const dtypeOf = ({ dtype }: Tensor): StoredDtype => (dtype === "int32" ? "I32" : "F32");

@@ -206,6 +206,28 @@ describe("Module", () => {
     expect(drop.training).toBe(false);
   });
 
+  it("takes no result that it keeps for a parameter, before or after the result is freed", () => {
+    class Keeps extends Module {
+      readonly linear = new Linear({ inputSize: 1, outputSize: 1 });
+      last: { output: Tensor } | undefined;
+    }
+    const net = new Keeps();
+    const names = (): string[] => [...net.namedState().keys()];
+    sg.scope(() => {
+      net.last = { output: net.linear.forward(sg.full([1, 1], 1)) };
+      expect(names()).toEqual(["linear.weight", "linear.bias"]);
+    });
+    expect(names()).toEqual(["linear.weight", "linear.bias"]);
+  });
+
+  it("refuses two parameters of one path", () => {
+    const of = (): Linear => new Linear({ inputSize: 1, outputSize: 1, bias: false });
+    const net = new (class extends Module {
+      readonly parts = new Map<unknown, Module>([[1, of()], ["1", of()]]);
+    })();
+    expect(() => net.namedParameters()).toThrow('Module: expected each parameter to have a path of its own, got "parts.1.weight". Rename a property or a key.');
+  });
+
   it("keeps frozen parameters in the state, and optimisers leave them until they are free again", () => {
     const linear = new Linear({ inputSize: 1, outputSize: 1 });
     const { weight } = linear;

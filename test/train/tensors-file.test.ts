@@ -1,6 +1,6 @@
 /** A module and its optimiser, saved by a program of one's own and loaded again: it goes on as if it had not stopped; what does not fit changes nothing. */
 
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
@@ -53,6 +53,11 @@ describe.each(BACKENDS.filter(({ name }) => name !== "reference"))("on the $name
     second.adam.steps = Number(sg.loadTensors(path, second.state()).get("steps"));
     second.train(3);
     expect(second.values()).toEqual(whole.values());
+    // Back in the same program: Adam's counts go back too.
+    const end = whole.values();
+    whole.adam.steps = Number(sg.loadTensors(path, whole.state()).get("steps"));
+    whole.train(3);
+    expect(whole.values()).toEqual(end);
     expect([...new SafetensorsFile(path).names].some((name) => name === "moe.gate.bias")).toBe(true); // a buffer
   });
 });
@@ -87,6 +92,24 @@ describe("what does not fit", () => {
     expect(() => sg.loadTensors(path, part)).toThrow('expected no other tensors than asked for, got "moe.experts.');
     expect(sg.loadTensors(path, part, { strict: false }).size).toBe(0);
     expect(Array.from(part.get("first.weight")!.dataSync())).toEqual(Array.from(net.first.weight.dataSync()));
+  });
+
+  test("metadata that are no text, or named as checksums are, are refused before anything is written", () => {
+    const state = new Net(1).namedState();
+    const at = join(folder, "never");
+    expect(() => sg.saveTensors(at, state, { steps: 3 } as never)).toThrow("saveTensors: expected metadata steps to be text, got 3. Give String(value).");
+    expect(() => sg.saveTensors(at, state, { crc32: "0" })).toThrow("saveTensors: expected metadata whose names do not begin with");
+    expect(existsSync(at)).toBe(false);
+  });
+
+  test("a tensor that has been freed is found before another is changed", () => {
+    const net = new Net(1);
+    sg.saveTensors(path, net.namedState());
+    const other = new Net(2);
+    const before = Array.from(other.first.weight.dataSync());
+    other.moe.dispose();
+    expect(() => sg.loadTensors(path, new Map([...net.namedState().keys()].map((name) => [name, name === "first.weight" ? other.first.weight : (other.moe.gate as unknown as { weight: sg.Tensor }).weight])))).toThrow();
+    expect(Array.from(other.first.weight.dataSync())).toEqual(before);
   });
 
   test("a part of what is spread over ranks is not saved as if it were the whole", () => {

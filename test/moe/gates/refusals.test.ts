@@ -227,6 +227,7 @@ const CASES: [claim: string, make: () => unknown, message: RegExp][] = [
     () => deep({ secondaryGate: "swich" }),
     /^gate: expected one of .*, got "swich"\. Did you mean switch\?$/,
   ],
+  ["no options in groups", () => new HierarchicalMoE(undefined as never), /^HierarchicalMoE: expected an object of options, got undefined\.$/],
   [
     "a capacity that is neither level's",
     () => deep({ capacityFactor: 1 }),
