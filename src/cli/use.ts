@@ -5,6 +5,7 @@ import type { BalanceStatistics } from "../moe/statistics.js";
 import { readLines } from "../text/corpus.js";
 import { tokenizeCorpus } from "../text/dataset.js";
 import type { Tokenizer } from "../text/tokenizer.js";
+import { splitWords } from "../text/word-vocab.js";
 import { defaultBackend } from "../tensor/default-backend.js";
 import { checkGenerateOptions, generateBatch } from "../train/generate.js";
 import { caveats } from "../train/moe-config.js";
@@ -62,10 +63,10 @@ export function generateCommand(run: string, options: Options): void {
   defaultBackend().dispose();
 }
 
-/** Words of the prompts that the vocabulary has not, each once; split where it splits them. */
+/** Words of the prompts that the vocabulary has not, each once. */
 function unknownWords(prompts: readonly string[], tokenizer: Tokenizer): string[] {
   if (tokenizer.unkId === undefined) return [];
-  const words = new Set(prompts.flatMap((prompt) => prompt.split(/[\t-\r ]+/).filter(Boolean)));
+  const words = new Set(prompts.flatMap(splitWords));
   return [...words].filter((word) => word !== tokenizer.tokenText(tokenizer.unkId!) && tokenizer.encode(word).includes(tokenizer.unkId!));
 }
 

@@ -16,6 +16,9 @@ export interface CapacityOptions {
   dropPolicy?: "arrival" | "probability";
 }
 
+/** The options of `CapacityOptions`, by name. */
+export const CAPACITY_OPTIONS = ["capacityFactor", "evalCapacityFactor", "dropPolicy"] as const satisfies readonly (keyof CapacityOptions)[];
+
 /** ⌈factor · assignments / experts⌉, at least 1, so that few rows among many experts are not all dropped. What rounding adds is no row: ⌈1.1 · 50⌉ is 55. */
 export function capacityOf(factor: number, assignments: number, numExperts: number): number {
   return Math.max(1, Math.ceil(((factor * assignments) / numExperts) * (1 - 4 * Number.EPSILON)));

@@ -2,10 +2,10 @@
 
 import { checkInteger, checkOptions } from "../core/checks.js";
 import { ConfigError, expectation } from "../core/errors.js";
-import type { CapacityOptions } from "./capacity.js";
+import { CAPACITY_OPTIONS, type CapacityOptions } from "./capacity.js";
 import { placedOn, placeExperts } from "./exchange.js";
 import { HierarchicalGate } from "./gates/hierarchical.js";
-import { gateTopK, makeGate, withOptions, type GateConfig } from "./gates/index.js";
+import { gateTopK, LOSSES, makeGate, withOptions, type GateConfig } from "./gates/index.js";
 import { MoE, OF_EXPERTS, type BalanceOptions, type ExpertOptions, type MoEOptions } from "./layer.js";
 
 /** Sizes, gates and experts of a `HierarchicalMoE`. */
@@ -28,8 +28,7 @@ export interface HierarchicalMoEOptions extends ExpertOptions, Omit<BalanceOptio
   seed?: number;
 }
 
-const CAPACITY = ["capacityFactor", "evalCapacityFactor", "dropPolicy"] as const;
-const OPTIONS = ["hiddenSize", "numExperts", "topK", "gate", "secondaryGate", "importanceWeight", "loadWeight", "zLossWeight", "comm", "name", "seed", ...OF_EXPERTS] as const satisfies readonly (keyof HierarchicalMoEOptions)[];
+const OPTIONS = ["hiddenSize", "numExperts", "topK", "gate", "secondaryGate", ...LOSSES, "comm", "name", "seed", ...OF_EXPERTS] as const satisfies readonly (keyof HierarchicalMoEOptions)[];
 
 /** Two experts a level, where the gate lets one choose. */
 const TOP_K = 2;
@@ -48,7 +47,7 @@ export class HierarchicalMoE extends MoE {
   constructor(options: HierarchicalMoEOptions) {
     const where = "HierarchicalMoE";
     const given = options as object as CapacityOptions | undefined;
-    const limits = CAPACITY.filter((name) => given?.[name] !== undefined);
+    const limits = CAPACITY_OPTIONS.filter((name) => given?.[name] !== undefined);
     if (limits.length > 0) throw new ConfigError(expectation(where, `no ${limits.join(", ")} beside its gates`, given![limits[0]!], 'Give them to one, as in secondaryGate: { type: "switch", capacityFactor: 1.25 }.'));
     checkOptions(where, options, OPTIONS);
     const { numExperts, topK, gate = "noisy-top-k", secondaryGate = gate, importanceWeight, loadWeight, zLossWeight, ...rest } = options;

@@ -10,11 +10,11 @@ import { combine, dispatch, routeByExpert, type Routing } from "../tensor/ops/ro
 import { reshape } from "../tensor/ops/shape.js";
 import { checkTensor } from "../tensor/shapes.js";
 import { tensor, type Tensor } from "../tensor/tensor.js";
-import type { CapacityOptions } from "./capacity.js";
+import { CAPACITY_OPTIONS, type CapacityOptions } from "./capacity.js";
 import { ModuleExperts, type ExpertModule, type Experts } from "./experts.js";
 import { FeedForwardExperts, hiddenWidths, type Activation } from "./feed-forward.js";
 import type { Gate } from "./gates/gate.js";
-import { isGate, makeGate, withOptions, type GateConfig } from "./gates/index.js";
+import { isGate, LOSSES, makeGate, withOptions, type GateConfig } from "./gates/index.js";
 import { HierarchicalGate } from "./gates/hierarchical.js";
 import { addLosses, balanceLoss } from "./losses.js";
 import { placedOn, placeExperts, RowExchange } from "./exchange.js";
@@ -214,7 +214,7 @@ export class MoE extends Module {
 const OF_FEED_FORWARD = ["expertHiddenSize", "activation", "bias", "expertDropout", "recompute"] as const;
 /** Options of a layer, flat or hierarchical, that are not those of its gates. */
 export const OF_EXPERTS = [...OF_FEED_FORWARD, "sharedExperts", "experts"] as const satisfies readonly (keyof ExpertOptions)[];
-const OF_BALANCE = ["importanceWeight", "loadWeight", "zLossWeight", "capacityFactor", "evalCapacityFactor", "dropPolicy"] as const satisfies readonly (keyof BalanceOptions)[];
+const OF_BALANCE = [...LOSSES, ...CAPACITY_OPTIONS] as const satisfies readonly (keyof BalanceOptions)[];
 const MOE_OPTIONS = ["hiddenSize", "numExperts", "topK", "gate", "comm", "name", "seed", ...OF_EXPERTS, ...OF_BALANCE] as const satisfies readonly (keyof MoEOptions)[];
 
 /** The options of balance and capacity that are set. */

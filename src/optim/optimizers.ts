@@ -180,13 +180,13 @@ export class Adam extends Base {
     }
   }
 
-  /** As `Optimizer.state`. What fills these tensors afterwards is taken for their state. */
+  /** As `Optimizer.state`. What fills these tensors before the next step is taken for their state. */
   override state(): Map<string, Tensor> {
     this.#counts.clear();
     return super.state();
   }
 
-  /** As `Optimizer.prepare`. What fills these tensors afterwards is taken for their state. */
+  /** As `Optimizer.prepare`. What fills these tensors before the next step is taken for their state. */
   override prepare(): Map<string, Tensor> {
     this.#counts.clear();
     return super.prepare();

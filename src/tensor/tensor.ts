@@ -50,7 +50,8 @@ export interface Shard {
  * A multi-dimensional array of float32 or int32, row-major, on a backend.
  *
  * Made by `tensor`, `zeros`, `randomNormal`, ... and by operations. Freed at the end of the scope that it was made in (`scope`), by
- * `dispose`, or, outside every scope, by the garbage collector, which comes to it between turns of the event loop alone: a loop that never returns there (awaiting `data` does not) needs a scope.
+ * `dispose`, or, outside every scope, by the garbage collector, which comes to it between turns of the event loop alone: a loop that never returns there
+ * (awaiting `data` does not) needs a scope.
  */
 export class Tensor {
   /** Set on parameters; the tape records what is computed from them. */

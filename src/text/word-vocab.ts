@@ -112,7 +112,8 @@ export class WordVocabulary implements Tokenizer {
   }
 }
 
-function splitWords(text: string): string[] {
+/** The words of a text, as the vocabulary sees them. */
+export function splitWords(text: string): string[] {
   const words: string[] = [];
   let start = 0;
   for (let i = 0; i <= text.length; i++) {

@@ -7,7 +7,7 @@ import { firstNonFinite } from "../core/checks.js";
 import { ConfigError, FileError, NonFiniteError, expectation } from "../core/errors.js";
 import { LanguageModel } from "../models/language-model.js";
 import { presetLstm } from "../models/presets.js";
-import { sameShape, type Shard, type Tensor } from "../tensor/tensor.js";
+import type { Shard, Tensor } from "../tensor/tensor.js";
 import { loadTokenizer } from "../text/load.js";
 import type { Tokenizer } from "../text/tokenizer.js";
 import { checkpointSteps, latestCheckpoint, loadCheckpoint, type Checkpoint, type TensorFiles } from "./checkpoint.js";
@@ -15,6 +15,7 @@ import { checkConfig, flagOf, type TrainConfig } from "./config.js";
 import { effectiveMoe } from "./moe-config.js";
 import type { StoredTensor, TensorData } from "./safetensors.js";
 import { makeSchedule, modelConfig } from "./setup.js";
+import { checkEntry, narrow } from "./tensors-file.js";
 
 /**
  * The checkpoint at a path: a checkpoint folder itself, or the one of the highest step in a run's folder. A damaged one is an error and not passed over,
@@ -132,7 +133,7 @@ const COURSE = ["learning_rate", "schedule", "max_steps", "warmup_steps", "decay
 
 /**
  * What to say where a resumed run goes on at another learning rate than it would have had: as with more `max_steps` and a rate that was to be 0 by then.
- * Undefined where the course is the same. Where it is at its end already, that.
+ * Or that no step is left. Undefined where the course is the same.
  */
 export function changedCourse(config: TrainConfig, checkpoint: Checkpoint): string | undefined {
   if (checkpoint.step >= config.max_steps) return `Nothing is left to train: the checkpoint is of step ${checkpoint.step}, and --max-steps is ${config.max_steps}.`;
@@ -153,14 +154,7 @@ export function changedCourse(config: TrainConfig, checkpoint: Checkpoint): stri
 export function fillTensors(checkpoint: Checkpoint, files: TensorFiles, tensors: ReadonlyMap<string, Tensor>, comm?: Communicator): void {
   withAlternative(checkpoint.path, () => {
     for (const [name, tensor] of tensors) {
-      if (!files.has(name))
-        throw new FileError(expectation(checkpoint.path, `a tensor ${name}`, "none", "Is it of another model?"));
-      const { shape } = files.info(name);
-      const expected = wholeShape(tensor);
-      if (!sameShape(shape, expected))
-        throw new FileError(
-          expectation(checkpoint.path, `${name} of shape [${expected.join(", ")}]`, shape, "Is it of another model?"),
-        );
+      checkEntry(checkpoint.path, files, name, wholeShape(tensor));
       tensor.backend.write(tensor.buffer, comm && tensor.shard ? readPart(files, name, tensor, tensor.shard, comm) : files.read(name));
     }
   });
@@ -208,9 +202,8 @@ function wholeData(tensor: Tensor, comm: Communicator | undefined): ReturnType<T
 export function stored(name: string, tensor: Tensor, comm?: Communicator): StoredTensor {
   const shape = wholeShape(tensor);
   if (tensor.dtype === "int32") return { name, shape, dtype: "I32", data: () => wholeData(tensor, comm) as Int32Array };
-  const data = (): Float32Array => {
-    const read = wholeData(tensor, comm);
-    const values = read instanceof Float32Array ? read : Float32Array.from(read);
+  const data = (): TensorData => {
+    const values = narrow(wholeData(tensor, comm));
     const at = firstNonFinite(values);
     if (at >= 0)
       throw new NonFiniteError(

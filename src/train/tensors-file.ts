@@ -17,7 +17,7 @@ export function saveTensors(path: string, tensors: ReadonlyMap<string, Tensor>, 
   }
   const stored = [...tensors].map(([name, tensor]) => {
     checkWhole("saveTensors", name, tensor);
-    return { name, shape: tensor.shape, dtype: dtypeOf(tensor), data: () => narrow(tensor) };
+    return { name, shape: tensor.shape, dtype: dtypeOf(tensor), data: () => narrow(tensor.dataSync()) };
   });
   writeSafetensors(path, stored, metadata);
 }
@@ -32,13 +32,11 @@ export function saveTensors(path: string, tensors: ReadonlyMap<string, Tensor>, 
  */
 export function loadTensors(path: string, tensors: ReadonlyMap<string, Tensor>, { strict = true }: { strict?: boolean } = {}): ReadonlyMap<string, string> {
   const file = new SafetensorsFile(path);
-  const hint = "Is it of another model?";
   const read = [...tensors].map(([name, tensor]): [Tensor, TensorData] => {
     checkWhole("loadTensors", name, tensor);
     void tensor.buffer; // one that has been freed is found before another is changed
-    if (!file.has(name)) throw new FileError(expectation(path, `a tensor ${name}`, "none", hint));
-    const { shape, dtype } = file.info(name);
-    if (!sameShape(shape, tensor.shape)) throw new FileError(expectation(path, `${name} of shape [${tensor.shape.join(", ")}]`, shape, hint));
+    checkEntry(path, file, name, tensor.shape);
+    const { dtype } = file.info(name);
     if (dtype !== dtypeOf(tensor)) throw new FileError(expectation(path, `${name} of ${dtypeOf(tensor)}`, dtype, "Numbers of other kinds have to be converted first."));
     return [tensor, file.read(name)];
   });
@@ -54,8 +52,15 @@ function checkWhole(where: string, name: string, { shard }: Tensor): void {
 
 const dtypeOf = ({ dtype }: Tensor): StoredDtype => (dtype === "int32" ? "I32" : "F32");
 
+/** @throws FileError at `path` where there is no tensor of that name and shape */
+export function checkEntry(path: string, files: Pick<SafetensorsFile, "has" | "info">, name: string, expected: readonly number[]): void {
+  const hint = "Is it of another model?";
+  if (!files.has(name)) throw new FileError(expectation(path, `a tensor ${name}`, "none", hint));
+  const { shape } = files.info(name);
+  if (!sameShape(shape, expected)) throw new FileError(expectation(path, `${name} of shape [${expected.join(", ")}]`, shape, hint));
+}
+
 /** Elements as a file has them: of the reference backend, whose are float64, rounded. */
-function narrow(tensor: Tensor): TensorData {
-  const data = tensor.dataSync();
+export function narrow(data: TensorData | Float64Array): TensorData {
   return data instanceof Float64Array ? Float32Array.from(data) : data;
 }

@@ -111,6 +111,7 @@ describe("TranslationModel on the float64 reference", () => {
     expect(() => build({ kind: "lstm", layers: 2 })).toThrow('TranslationModel: expected a middle moe, dense or none, got "lstm".');
     expect(() => build({ kind: "single" })).toThrow('TranslationModel: expected a middle moe, dense or none, got "single".');
     expect(() => build({ kind: "MoE", numExperts: 4 } as never)).toThrow('TranslationModel: expected a middle moe, dense or none, got "MoE".');
+    expect(() => build({ kind: "none" }, { middle: undefined as never })).toThrow("TranslationModel: expected a middle moe, dense or none, got undefined.");
     expect(() => build({ kind: "none" }, { wordDropout: 1 })).toThrow("TranslationModel: expected wordDropout to be a finite number from 0 to 0.99, got 1.");
     expect(() => build({ kind: "none" }, { contextTo: "last" as "all" })).toThrow('TranslationModel: expected contextTo to be one of first, all, got "last".');
     expect(() => build({ kind: "none" }, { labelSmoothing: 1 })).toThrow("TranslationModel: expected labelSmoothing to be a finite number from 0 to 0.999, got 1.");

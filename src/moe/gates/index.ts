@@ -2,6 +2,7 @@
 
 import { ConfigError, expectation } from "../../core/errors.js";
 import { didYouMean } from "../../core/suggest.js";
+import { CAPACITY_OPTIONS } from "../capacity.js";
 import { ExpertChoiceGate, type ExpertChoiceOptions } from "./expert-choice.js";
 import type { Gate, GateOptions, RouterGate } from "./gate.js";
 import { GShardGate, type GShardOptions } from "./gshard.js";
@@ -36,8 +37,8 @@ export type GateName = keyof GateTypes;
 /** A gate's name, or its name with options: `"switch"`, `{ type: "switch", jitter: 0 }`. */
 export type GateConfig = GateName | { [Name in GateName]: { type: Name } & GateTypes[Name] }[GateName];
 
-const LOSSES = ["importanceWeight", "loadWeight", "zLossWeight"] as const;
-const CAPACITY = ["capacityFactor", "evalCapacityFactor", "dropPolicy"] as const;
+/** Weights of the losses that every gate takes. */
+export const LOSSES = ["importanceWeight", "loadWeight", "zLossWeight"] as const;
 
 /** A gate with the experts a row uses where nothing else is said, and its options by name. */
 interface Entry<Name extends GateName> {
@@ -50,19 +51,19 @@ interface Entry<Name extends GateName> {
 
 const GATES: { readonly [Name in GateName]: Entry<Name> } = {
   // Flat layers of the paper use 4 (App. C).
-  "noisy-top-k": { make: (options: NoisyTopKOptions) => new NoisyTopKGate(options), topK: (E) => Math.min(4, E), options: [...LOSSES, ...CAPACITY] },
-  softmax: { make: (options: GateOptions) => new SoftmaxGate(options), topK: (E) => E, fixed: true, options: [...LOSSES, ...CAPACITY] },
+  "noisy-top-k": { make: (options: NoisyTopKOptions) => new NoisyTopKGate(options), topK: (E) => Math.min(4, E), options: [...LOSSES, ...CAPACITY_OPTIONS] },
+  softmax: { make: (options: GateOptions) => new SoftmaxGate(options), topK: (E) => E, fixed: true, options: [...LOSSES, ...CAPACITY_OPTIONS] },
   "strictly-balanced": { make: (options: StrictlyBalancedOptions) => new StrictlyBalancedGate(options), topK: (E) => Math.min(4, E), options: [...LOSSES, "thresholdWeight"] },
-  switch: { make: (options: SwitchOptions) => new SwitchGate(options), topK: () => 1, fixed: true, options: [...LOSSES, ...CAPACITY, "auxLossWeight", "jitter"] },
+  switch: { make: (options: SwitchOptions) => new SwitchGate(options), topK: () => 1, fixed: true, options: [...LOSSES, ...CAPACITY_OPTIONS, "auxLossWeight", "jitter"] },
   gshard: {
     make: (options: GShardOptions) => new GShardGate(options),
     topK: () => 2,
     fixed: true,
-    options: [...LOSSES, ...CAPACITY, "auxLossWeight", "secondPolicy", "evalSecondPolicy", "secondThreshold", "evalSecondThreshold"],
+    options: [...LOSSES, ...CAPACITY_OPTIONS, "auxLossWeight", "secondPolicy", "evalSecondPolicy", "secondThreshold", "evalSecondThreshold"],
   },
   "expert-choice": { make: (options: ExpertChoiceOptions) => new ExpertChoiceGate(options), topK: (E) => Math.min(2, E), options: LOSSES },
-  "top-k": { make: (options: TopKOptions) => new TopKGate(options), topK: (E) => Math.min(2, E), options: [...LOSSES, ...CAPACITY, "auxLossWeight"] },
-  sigmoid: { make: (options: SigmoidOptions) => new SigmoidGate(options), topK: (E) => Math.min(8, E), options: [...LOSSES, ...CAPACITY, "biasUpdateRate", "scale"] },
+  "top-k": { make: (options: TopKOptions) => new TopKGate(options), topK: (E) => Math.min(2, E), options: [...LOSSES, ...CAPACITY_OPTIONS, "auxLossWeight"] },
+  sigmoid: { make: (options: SigmoidOptions) => new SigmoidGate(options), topK: (E) => Math.min(8, E), options: [...LOSSES, ...CAPACITY_OPTIONS, "biasUpdateRate", "scale"] },
 };
 
 /** The gates there are, by name. */
@@ -100,7 +101,7 @@ function checkOption(type: GateName, name: string, options: readonly string[]): 
   if (options.includes(name)) return;
   let hint = didYouMean(name, options);
   if (GIVEN.has(name)) hint = "It is an option of the layer.";
-  if (CAPACITY.some((one) => one === name)) hint = "The experts of this gate pick their rows; there is nothing to limit.";
+  if (CAPACITY_OPTIONS.some((one) => one === name)) hint = "The experts of this gate pick their rows; there is nothing to limit.";
   throw new ConfigError(expectation(`gate ${type}`, `options among ${options.join(", ")}`, name, hint));
 }
 

@@ -3,7 +3,7 @@
 import { TensorError } from "../../core/errors.js";
 import { checkOperands } from "../shapes.js";
 import { record, type InputGradient } from "../tape.js";
-import { empty, sameShape, type Tensor } from "../tensor.js";
+import { empty, sameShape, sizeOf, type Tensor } from "../tensor.js";
 import { checkOffsets } from "./offsets.js";
 
 /**
@@ -22,7 +22,7 @@ export function matmul(a: Tensor, b: Tensor): Tensor {
 
 function rowsTimesMatrix(a: Tensor, b: Tensor, k: number, n: number): Tensor {
   const backend = a.backend;
-  const m = leadingRows(a);
+  const m = sizeOf(a.shape.slice(0, -1));
   const y = empty([...a.shape.slice(0, -1), n], "float32", backend);
   backend.gemm(false, false, m, n, k, 1, a.buffer, k, b.buffer, n, 0, y.buffer, n);
   return record("matmul", y, [a, b], (dy, needs) => [needs[0] ? rowGradient(dy, b) : undefined, needs[1] ? weightGradient(a, dy) : undefined]);
@@ -32,7 +32,7 @@ function rowsTimesMatrix(a: Tensor, b: Tensor, k: number, n: number): Tensor {
 export function rowGradient(dy: Tensor, weights: Tensor): Tensor {
   const [k, n] = weights.shape as [number, number];
   const gradient = empty([...dy.shape.slice(0, -1), k], "float32", dy.backend);
-  dy.backend.gemm(false, true, leadingRows(dy), k, n, 1, dy.buffer, n, weights.buffer, n, 0, gradient.buffer, k);
+  dy.backend.gemm(false, true, sizeOf(dy.shape.slice(0, -1)), k, n, 1, dy.buffer, n, weights.buffer, n, 0, gradient.buffer, k);
   return gradient;
 }
 
@@ -40,13 +40,8 @@ export function rowGradient(dy: Tensor, weights: Tensor): Tensor {
 export function weightGradient(rows: Tensor, dy: Tensor): Tensor {
   const [k, n] = [rows.shape.at(-1)!, dy.shape.at(-1)!];
   const gradient = empty([k, n], "float32", rows.backend);
-  rows.backend.gemm(true, false, k, n, leadingRows(rows), 1, rows.buffer, k, dy.buffer, n, 0, gradient.buffer, n);
+  rows.backend.gemm(true, false, k, n, sizeOf(rows.shape.slice(0, -1)), 1, rows.buffer, k, dy.buffer, n, 0, gradient.buffer, n);
   return gradient;
-}
-
-/** Rows of the last axis. */
-function leadingRows(x: Tensor): number {
-  return x.shape.slice(0, -1).reduce((product, size) => product * size, 1);
 }
 
 function batched(a: Tensor, b: Tensor, k: number, n: number): Tensor {

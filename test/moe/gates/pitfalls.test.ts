@@ -5,6 +5,7 @@ import { makeGate, type GateConfig } from "#sparsegate/moe/gates/index.js";
 import { HierarchicalGate } from "#sparsegate/moe/gates/hierarchical.js";
 import { HierarchicalMoE } from "#sparsegate/moe/hierarchical.js";
 import { MoE } from "#sparsegate/moe/layer.js";
+import { clipScale } from "#sparsegate/optim/clip.js";
 import * as sg from "#sparsegate/tensor/index.js";
 import { Draw } from "../../backend/helpers.js";
 import { denseGradient } from "../../tensor/finite-differences.js";
@@ -280,6 +281,9 @@ for (const { name, make } of BACKENDS) {
         const out = moe.forward(spoilt, contextOf(c));
         expect(routedCounts(out)).toEqual([1, 1, 1, 1, 1]);
         expect(usedBy(out, 6)[2]).toEqual([]);
+        // The balance loss tells of it, where there is one; the gradient always does.
+        sg.backward(sg.add(sg.sum(sg.square(out.output)), out.auxLoss));
+        expect(() => clipScale(moe.parameters(), undefined), type).toThrow("Gradient of moe.gate.weight is not finite.");
         expect(list(out.output).every(Number.isFinite)).toBe(true);
         fill(moe.namedParameters().get("gate.weight")!, () => NaN);
         const broken = moe.forward(x, contextOf(c));

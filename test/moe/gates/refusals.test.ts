@@ -305,6 +305,9 @@ describe("gates and layers refuse", () => {
     expect(make).toThrow(ConfigError);
     expect(make).toThrow(message);
   });
+  it("no capacity that is left out by name", () => {
+    expect(deep({ capacityFactor: undefined, dropPolicy: undefined }).numExperts).toBe(6);
+  });
   it("rows in groups for a gate without, and the other way round", () => {
     const x = sg.zeros([4, 3]);
     const context = { training: true, seed: 0, step: 0, firstRow: 0 };
